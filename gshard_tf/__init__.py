@@ -1,0 +1,1 @@
+"""GShard on TensorFlow: annotated models, partitioned by XLA."""

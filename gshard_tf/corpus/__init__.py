@@ -1,0 +1,1 @@
+"""Sentence pairs into English out of the message catalogues of translated software."""

@@ -1,0 +1,1 @@
+"""Command lines of gshard_tf."""
