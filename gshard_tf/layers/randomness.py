@@ -1,0 +1,86 @@
+"""Random numbers inside a step: functions of (global step, step seed) alone.
+
+Lingvo counts a step seed up at each draw, in the order in which a step is
+traced, so the same step draws the same numbers on any number of devices.
+
+The numbers come from a hash of each element's index rather than from
+`tf.random.stateless_uniform`: that one computes blocks of four numbers and
+concatenates them, which XLA neither fuses nor vectorises (dropout took half of
+the step of the demo model), where a hash is a few integer operations inside the
+multiplication by the mask, and any device computes its own shard alone.
+"""
+
+from lingvo.core import base_layer
+from lingvo.core import py_utils
+import tensorflow as tf
+
+from gshard_tf import xla_sharding
+
+_GOLDEN = 0x9e3779b9  # 2^32 over the golden ratio: spreads consecutive indices
+
+
+def uniform(layer: base_layer.BaseLayer, shape, letters: str) -> tf.Tensor:
+  """Draws from [0, 1).
+
+  Args:
+    layer: the layer that draws.
+    shape: a static shape of rank 2 at least, of up to 2^32 rows.
+    letters: its key in the sharding table.
+
+  Returns:
+    float32 of that shape, multiples of 2^-24, annotated.
+  """
+  key = tf.cast(py_utils.GenerateStepSeedPair(layer.params), tf.uint32)
+  return xla_sharding.annotate(uniform_hash(key, shape), letters)
+
+
+def uniform_hash(key: tf.Tensor, shape) -> tf.Tensor:
+  """Hashes a key and the index of each element to [0, 1).
+
+  Args:
+    key: uint32 [2].
+    shape: a static shape of rank 2 at least.
+
+  Returns:
+    float32 of that shape.
+  """
+  rank, stride = len(shape), 1
+  row = tf.zeros([1] * rank, tf.uint32)
+  for dim in reversed(range(rank - 1)):
+    row += _index(shape, dim) * tf.constant(stride % 2**32, tf.uint32)
+    stride *= int(shape[dim])
+  row = _mix(_mix(row ^ key[0]) ^ key[1])  # [..., 1]
+  bits = _mix(row ^ (_index(shape, rank - 1) * tf.constant(_GOLDEN, tf.uint32)))
+  return tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) * 2.**-24
+
+
+def _index(shape, dim):
+  """uint32 0, 1, ... along `dim`, of size 1 elsewhere."""
+  ones = [1] * len(shape)
+  ones[dim] = int(shape[dim])
+  return tf.reshape(tf.cast(tf.range(int(shape[dim])), tf.uint32), ones)
+
+
+def _mix(x):
+  """C. Wellons' `lowbias32`: a bijection of 32 bits in which every bit counts."""
+  for shift, factor in ((16, 0x7feb352d), (15, 0x846ca68b)):
+    x = (x ^ tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32))) * tf.constant(factor, tf.uint32)
+  return x ^ tf.bitwise.right_shift(x, tf.constant(16, tf.uint32))
+
+
+def dropout(layer: base_layer.BaseLayer, x: tf.Tensor, rate: float, letters: str) -> tf.Tensor:
+  """Zeroes elements with probability `rate` and scales the rest by 1/(1-rate).
+
+  Args:
+    layer: the layer that draws; at evaluation nothing is dropped.
+    x: a tensor of static shape.
+    rate: probability in [0, 1).
+    letters: the key of `x` in the sharding table.
+
+  Returns:
+    A tensor like `x`.
+  """
+  if layer.do_eval or not rate:
+    return x
+  keep = tf.cast(uniform(layer, x.shape, letters) >= rate, x.dtype)
+  return x * keep / (1. - rate)

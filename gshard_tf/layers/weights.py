@@ -1,0 +1,167 @@
+"""Declaring the weights of a layer: shape, letters and initial values together.
+
+A layer derives from `Layer` and declares each weight once by `CreateWeight`. The
+declaration serves Lingvo, which makes a variable of it, and the lowering, which
+reads `weight_specs` and never makes one.
+"""
+
+import hashlib
+import math
+from typing import NamedTuple, Sequence
+
+from lingvo.core import base_layer
+from lingvo.core import py_utils
+import tensorflow as tf
+
+from gshard_tf import xla_sharding
+
+
+class Init(NamedTuple):
+  """Initial values: a normal distribution, or a constant where `stddev` is 0."""
+  mean: float
+  stddev: float
+
+  @classmethod
+  def constant(cls, value: float) -> 'Init':
+    """All elements equal to `value`."""
+    return cls(value, 0.)
+
+  @classmethod
+  def fan_in(cls, fan_in: int, gain: float = 1.) -> 'Init':
+    """Normal with variance `gain / fan_in`, for products over `fan_in` terms."""
+    return cls(0., math.sqrt(gain / fan_in))
+
+
+class WeightSpec(NamedTuple):
+  """A declared weight.
+
+  Attributes:
+    path: its name in the model, for instance `encoder.blocks[1].feed_forward.wi`.
+    shape: its global shape.
+    letters: one letter for each dimension, a key of the sharding table.
+    init: its initial values.
+  """
+  path: str
+  shape: tuple[int, ...]
+  letters: str
+  init: Init
+
+
+def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
+  """Draws the initial value of a weight.
+
+  Args:
+    spec: the weight.
+    seed: int32 [], the seed of the whole model. A weight's draw depends on it
+      and on the weight's path alone.
+    dtype: a floating type.
+
+  Returns:
+    <dtype> of shape `spec.shape`.
+  """
+  if not spec.init.stddev:
+    return tf.fill(spec.shape, tf.cast(spec.init.mean, dtype))
+  digest = hashlib.blake2b(spec.path.encode(), digest_size=4).digest()
+  key = tf.stack([tf.cast(seed, tf.int32), int.from_bytes(digest, 'little') >> 1])
+  noise = tf.random.stateless_normal(spec.shape, key, dtype=dtype)
+  return spec.init.mean + spec.init.stddev * noise
+
+
+class _Initializer:
+  """`initial_value` in the form that Lingvo's CreateVariable takes."""
+
+  def __init__(self, spec, seed):
+    self._spec = spec
+    self._seed = seed
+
+  def __call__(self, shape, dtype=tf.float32, partition_info=None):
+    del shape, partition_info
+    return initial_value(self._spec, self._seed, dtype)
+
+
+class Layer(base_layer.BaseLayer):
+  """A Lingvo layer whose weights are declared with letters and initial values.
+
+  `FProp` reads weights from the `theta` that it is given and never from the
+  variables, so that the layer can be lowered with weights as arguments.
+  """
+
+  def CreateWeight(self, name: str, letters: str, shape: Sequence[int], init: Init):
+    """Declares the weight `name` of this layer.
+
+    Args:
+      name: its key in `theta`.
+      letters: one letter for each dimension, a key of the sharding table.
+      shape: its global shape.
+      init: its initial values.
+
+    Raises:
+      ValueError: `letters` and `shape` differ in length.
+    """
+    if len(letters) != len(shape):
+      raise ValueError(f'weight {self.path}.{name}: {len(letters)} letters '
+                       f'{letters!r} for shape {tuple(shape)}')
+    path = f'{self.path}.{name}'.partition('.')[2]  # without the root's own name
+    spec = WeightSpec(path, tuple(shape), letters, init)
+    self.__dict__.setdefault('_weight_specs', {})[name] = spec
+    sharding = {}
+    here = xla_sharding.current()
+    if here.mesh is not None:  # for Lingvo's own TPU executor
+      axis = {n: i for i, n in enumerate(here.mesh.axis_names)}
+      axes = [xla_sharding.as_axes(a) for a in here.axes(letters)]
+      sharding = dict(device_mesh=here.mesh.devices,
+                      tensor_split_dims_mapping=[axis[a[0]] if a else -1 for a in axes])
+    self.CreateVariable(name, py_utils.WeightParams(
+        shape=list(shape), dtype=self.params.dtype,
+        init=py_utils.WeightInit.CustomVarInit(
+            _Initializer(spec, self.params.random_seed or 0)), **sharding))
+
+
+def weight_specs(layer: base_layer.BaseLayer) -> py_utils.NestedMap:
+  """The specs of all weights below `layer`, in the structure of its `theta`.
+
+  Args:
+    layer: an instantiated layer whose weights were all made by `CreateWeight`.
+
+  Returns:
+    A NestedMap of `WeightSpec`, with the keys of `layer.vars`.
+
+  Raises:
+    ValueError: a layer has a variable that was not declared by `CreateWeight`.
+  """
+  specs = py_utils.NestedMap(getattr(layer, '_weight_specs', {}))
+  undeclared = set(layer._private_vars) - set(specs)  # pylint: disable=protected-access
+  if undeclared:
+    raise ValueError(f'{layer.path} has variables without letters and initial '
+                     f'values: {sorted(undeclared)}; declare them by CreateWeight')
+  for name, child in layer.children.items():
+    below = ([weight_specs(c) for c in child] if isinstance(child, (list, tuple))
+             else weight_specs(child))
+    if flatten(below):
+      specs[name] = below
+  return specs
+
+
+def pack(specs, theta):
+  """Brings weights by path into the structure that layers take.
+
+  Args:
+    specs: from `weight_specs`, or a part of it.
+    theta: a dict from path to tensor.
+
+  Returns:
+    NestedMaps and lists as in `specs`, with tensors in place of specs.
+  """
+  if isinstance(specs, WeightSpec):
+    return theta[specs.path]
+  if isinstance(specs, list):
+    return [pack(s, theta) for s in specs]
+  return py_utils.NestedMap({name: pack(s, theta) for name, s in specs.items()})
+
+
+def flatten(specs) -> list[WeightSpec]:
+  """The specs in `specs`, in order of their paths."""
+  if isinstance(specs, WeightSpec):
+    return [specs]
+  below = specs if isinstance(specs, list) else specs.values()
+  return sorted((w for s in below for w in flatten(s)), key=lambda w: w.path)

@@ -1,0 +1,157 @@
+"""From a Lingvo task to an artifact: TensorFlow to StableHLO, annotations kept.
+
+`jax2tf.call_tf` turns a compiled tf.function into StableHLO, in which the
+annotations stand as `Sharding` custom calls for the SPMD partitioner of the
+runtime. The program is lowered for the CPU and holds nothing that depends on
+it: no library call, no layout. So it may be compiled for any platform, which
+`call_tf` itself does not offer on a machine without that platform.
+"""
+
+from typing import Callable
+
+import jax
+from jax import export
+from jax.experimental import jax2tf
+from lingvo.core import optimizer as lingvo_optimizer
+from lingvo.core import schedule as lingvo_schedule
+import numpy as np
+import tensorflow as tf
+
+from gshard_tf import artifact
+from gshard_tf import train_step
+from gshard_tf import xla_sharding
+
+
+class LoweringError(ValueError):
+  """A model that does not fit the mesh, or has no counterpart in the runtime."""
+
+
+def lower(function: Callable, *args) -> bytes:
+  """Lowers a TensorFlow function.
+
+  Args:
+    function: takes and returns nested dicts and lists of tensors.
+    *args: the arguments' shapes and types, nested jax.ShapeDtypeStruct.
+
+  Returns:
+    A serialised `jax.export` program, for any platform.
+  """
+  called = jax2tf.call_tf(tf.function(function, jit_compile=True, autograph=False),
+                          has_side_effects=False)
+  exported = export.export(
+      jax.jit(called), platforms=['cpu'],
+      disabled_checks=[export.DisabledSafetyCheck.platform()])(*args)
+  return bytes(exported.serialize())
+
+
+def lower_task(name: str, task_params, mesh: xla_sharding.Mesh, batch: dict,
+               decode_rows: int, inputs: dict, vocabularies: dict) -> artifact.Artifact:
+  """Lowers all functions of a translation task.
+
+  Args:
+    name: the model's registered name.
+    task_params: the task's Params.
+    mesh: the mesh to lower for.
+    batch: nested dicts of the shapes of a global training batch, all int32.
+    decode_rows: rows of one decoding step.
+    inputs: for each data set the path of its corpus.
+    vocabularies: paths of the SentencePiece models.
+
+  Returns:
+    The artifact.
+
+  Raises:
+    LoweringError: the mesh does not divide the experts or the rows.
+  """
+  steps = train_step.Steps(task_params, mesh)
+  batch_axes = xla_sharding.as_axes(steps.partitioning.axes('bl')[0])
+  check_rows(mesh, batch_axes, batch['src']['ids'][0], 'rows of a batch')
+  check_rows(mesh, batch_axes, decode_rows, 'rows of a decoding step')
+  weights = weight_records(steps)
+
+  theta = {w.path: jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights}
+  int32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
+  batch_spec = jax.tree.map(lambda s: int32(*s), batch, is_leaf=lambda s: isinstance(s, tuple))
+  source_length, target_length = batch['src']['ids'][1], batch['tgt']['ids'][1]
+  encode_args = theta, int32(decode_rows, source_length)
+  encoded = export.deserialize(bytearray(encode := lower(steps.encode, *encode_args)))
+  source = jax.tree.unflatten(encoded.out_tree, encoded.out_avals)
+  source = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), source)
+  with tf.Graph().as_default():
+    caches = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype.as_numpy_dtype),
+        steps.empty_caches(decode_rows, target_length))
+  functions = dict(
+      init=lower(steps.init, int32()),
+      train=lower(steps.train, theta, batch_spec, int32(), int32()),
+      evaluate=lower(steps.evaluate, theta, batch_spec),
+      encode=encode,
+      decode=lower(steps.decode, theta, source, caches, int32(decode_rows), int32()))
+  return artifact.Artifact(
+      model=name, mesh_shape=mesh.shape, mesh_axes=mesh.axis_names, weights=weights,
+      batch=batch, batch_axes=batch_axes, decode_rows=decode_rows,
+      optimizer=optimizer_settings(task_params.train), inputs=inputs,
+      vocabularies=vocabularies, functions=functions)
+
+
+def weight_records(steps: train_step.Steps) -> list[artifact.Weight]:
+  """The weights with their shardings.
+
+  Args:
+    steps: of a task.
+
+  Returns:
+    A record for each weight, in order of their paths.
+
+  Raises:
+    LoweringError: the mesh does not divide a sharded dimension.
+  """
+  mesh, records = steps.partitioning.mesh, []
+  for spec in steps.specs:
+    axes = tuple(map(xla_sharding.as_axes, steps.partitioning.axes(spec.letters)))
+    for letter, size, along in zip(spec.letters, spec.shape, axes):
+      parts = mesh.partitions(along)
+      if size % parts:
+        what = 'experts' if letter == 'e' else f'elements of dimension {letter!r}'
+        raise LoweringError(
+            f'{size} {what} of {spec.path} do not split over {parts} devices '
+            f'(mesh axes {", ".join(along)}); choose a mesh whose axes divide {size}')
+    records.append(artifact.Weight(
+        spec.path, spec.shape, np.dtype(steps.params.dtype.as_numpy_dtype).name, axes))
+  return records
+
+
+def check_rows(mesh: xla_sharding.Mesh, axes, rows: int, what: str):
+  """Raises LoweringError where the mesh does not divide the rows."""
+  parts = mesh.partitions(axes)
+  if rows % parts:
+    raise LoweringError(
+        f'{rows} {what} do not split over {parts} devices (mesh axes '
+        f'{", ".join(axes)}); choose a mesh whose axis divides {rows}, or set the '
+        f'rows to a multiple of {parts}')
+
+
+def optimizer_settings(train) -> dict:
+  """The settings of `runtime.optimizer` for a task's `train` Params.
+
+  Args:
+    train: the Params; Lingvo's XLAShardingAdafactor without first moment, with
+      LinearRampupSqrtDecay.
+
+  Returns:
+    A dict.
+
+  Raises:
+    LoweringError: another optimiser or schedule.
+  """
+  opt, sched = train.optimizer, train.lr_schedule
+  if opt.cls is not lingvo_optimizer.XLAShardingAdafactor or opt.beta1 or opt.decay_exponent_pow:
+    raise LoweringError(f'optimizer {opt.cls.__name__}: the runtime has '
+                        'XLAShardingAdafactor with beta1 0 and no decay_exponent_pow')
+  if sched.cls is not lingvo_schedule.LinearRampupSqrtDecay:
+    raise LoweringError(f'lr_schedule {sched.cls.__name__}: the runtime has LinearRampupSqrtDecay')
+  return dict(
+      learning_rate=train.learning_rate * sched.peak,
+      warmup_steps=sched.warmup_steps, beta2=opt.beta2,
+      clipping_threshold=opt.clipping_threshold,
+      min_dim_size_to_factor=opt.min_dim_size_to_factor)

@@ -1,0 +1,203 @@
+"""The training loop over an artifact."""
+
+import dataclasses
+import json
+import os
+import signal
+import time
+from typing import Callable, Iterator
+
+import numpy as np
+import tensorboardX
+
+from gshard_tf.runtime import checkpoint
+from gshard_tf.runtime import evaluation
+from gshard_tf.runtime import program as program_lib
+
+_REPORT_SECONDS = 5.
+
+
+@dataclasses.dataclass
+class Data:
+  """What a model is trained and evaluated on; batches as in the artifact.
+
+  Attributes:
+    train: from an input position to the endless batches from there on, each
+      with `position`, where reading goes on after it.
+    held_out: the held-out batches, anew at each call.
+    unigram_nll: of a unigram model on the held-out text, nats per token.
+  """
+  train: Callable[[int], Iterator[dict]]
+  held_out: Callable[[], Iterator[dict]]
+  unigram_nll: float
+
+
+@dataclasses.dataclass
+class Result:
+  """How a run ended; the keys are the trainer's JSON contract."""
+  step: int
+  loss: float | None
+  tokens_per_second: float | None
+  resumed_from: int | None
+  held_out_nll: float
+  untrained_nll: float | None
+  unigram_nll: float
+
+
+class LossLog:
+  """`losses.jsonl`, the loss of every step, and TensorBoard events."""
+
+  def __init__(self, folder: str, step: int):
+    """Opens the log.
+
+    Args:
+      folder: where it is.
+      step: the step that training goes on from; later lines, of steps that no
+        checkpoint holds, are dropped.
+    """
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, 'losses.jsonl')
+    kept = []
+    if os.path.exists(path):
+      with open(path) as f:
+        kept = [line for line in f if line.endswith('\n') and json.loads(line)['step'] <= step]
+    with open(f'{path}.writing', 'w') as f:
+      f.writelines(kept)
+    os.replace(f'{path}.writing', path)
+    self._losses = open(path, 'a', buffering=1)  # pylint: disable=consider-using-with
+    self._events = tensorboardX.SummaryWriter(folder, flush_secs=10, purge_step=step + 1)
+
+  def write(self, step: int, metrics: dict, tokens_per_second: float):
+    """Logs one step's metrics, a dict of floats with `loss`."""
+    self._losses.write(json.dumps({'step': step, 'loss': metrics['loss']}) + '\n')
+    for name, value in metrics.items():
+      self._events.add_scalar(name, value, step)
+    self._events.add_scalar('tokens_per_second', tokens_per_second, step)
+
+  def write_held_out(self, step: int, metrics: dict):
+    """Logs held-out metrics, a dict of floats."""
+    for name, value in metrics.items():
+      self._events.add_scalar(f'held_out/{name}', value, step)
+
+  def close(self):
+    """Writes what is left."""
+    self._losses.close()
+    self._events.close()
+
+
+def train(program: program_lib.Program, data: Data, logdir: str, *, max_steps: int,
+          seed: int, save_every: int, say: Callable[[str], None] = print) -> Result:
+  """Trains up to `max_steps`, from the newest checkpoint if there is one.
+
+  SIGINT and SIGTERM end the run after the step under way, with a checkpoint.
+
+  Args:
+    program: the compiled model.
+    data: what to train on.
+    logdir: checkpoints go to `checkpoints`, events and losses to `train`.
+    max_steps: steps since the very beginning.
+    seed: of the initial weights, dropout and routing.
+    save_every: steps between checkpoints.
+    say: takes lines for the user.
+
+  Returns:
+    How it ended.
+  """
+  saved = checkpoint.Checkpoints(os.path.join(logdir, 'checkpoints'))
+  resumed_from = saved.latest_step()
+  untrained = None
+  if resumed_from is None:
+    state, position = program.init(np.int32(seed)), 0
+    untrained = evaluation.held_out(program, state['theta'], data.held_out())['nll']
+    say(f'held-out loss of the untrained model: {untrained:.4f} nats per token')
+  else:
+    state, place = saved.restore(resumed_from, program.state_shapes, program.state_shardings)
+    position = place['position']
+    say(f'resumed from step {resumed_from} in {logdir}')
+  step = resumed_from or 0
+  log = LossLog(os.path.join(logdir, 'train'), step)
+  stop = _Signals()
+  loss, clock = None, _Clock(step, max_steps)
+  for batch in data.train(position) if step < max_steps else ():
+    position = int(batch.pop('position'))
+    state, metrics = program.train(state, program.put(batch), np.int32(seed))
+    metrics = {name: float(value) for name, value in metrics.items()}
+    step, loss = step + 1, metrics['loss']
+    clock.tick(step, batch)
+    log.write(step, metrics, clock.recent)
+    if not np.isfinite(loss):
+      raise FloatingPointError(
+          f'the loss is {loss} at step {step}; the newest checkpoint is of step '
+          f'{saved.latest_step()}; lower the learning rate')
+    if clock.due() or step == max_steps:
+      say(f'step {step}/{max_steps}  loss {loss:.4f}  {clock.recent:,.0f} tokens/s  '
+          f'{clock.left()} left')
+    if step % save_every == 0 or step == max_steps or stop.received:
+      saved.save(step, state, {'position': position, 'seed': seed})
+    if step == max_steps or stop.received:
+      break
+  saved.close()
+  stop.restore()
+  if stop.received:
+    say(f'stopped by {stop.received} at step {step}; the same command resumes from there')
+  metrics = evaluation.held_out(program, state['theta'], data.held_out())
+  log.write_held_out(step, metrics)
+  log.close()
+  say(f'held-out loss at step {step}: {metrics["nll"]:.4f} nats per token; '
+      f'a unigram model: {data.unigram_nll:.4f}')
+  return Result(step, loss, clock.mean(), resumed_from, metrics['nll'], untrained,
+                data.unigram_nll)
+
+
+class _Signals:
+  """Notes SIGINT and SIGTERM instead of dying of them."""
+
+  def __init__(self):
+    self.received = None
+    self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+
+  def _note(self, number, frame):
+    del frame
+    self.received = signal.Signals(number).name
+
+  def restore(self):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+
+class _Clock:
+  """Tokens per second, and the time left; the first step, which compiles, aside."""
+
+  def __init__(self, step, max_steps):
+    self._first, self._step, self._max_steps = step + 1, step, max_steps
+    self._last = self._reported = self._start = time.monotonic()
+    self._tokens = 0
+    self.recent = 0.
+
+  def tick(self, step, batch):
+    now, self._step = time.monotonic(), step
+    tokens = sum(int((batch[side]['segment_ids'] > 0).sum()) for side in ('src', 'tgt'))
+    if step == self._first:
+      self._start = now
+    else:
+      self._tokens += tokens
+      rate = tokens / (now - self._last)
+      self.recent = rate if not self.recent else .9 * self.recent + .1 * rate
+    self._last = now
+
+  def due(self):
+    if self._last - self._reported < _REPORT_SECONDS:
+      return False
+    self._reported = self._last
+    return True
+
+  def left(self):
+    done = self._step - self._first
+    if not done:
+      return '?'
+    seconds = (self._last - self._start) / done * (self._max_steps - self._step)
+    return time.strftime('%-H:%M:%S', time.gmtime(seconds))
+
+  def mean(self):
+    elapsed = self._last - self._start
+    return self._tokens / elapsed if elapsed and self._tokens else None

@@ -1,0 +1,77 @@
+"""Devices, meshes of them, and shardings on a mesh."""
+
+import math
+from typing import Sequence
+
+import jax
+import numpy as np
+
+
+class MeshError(ValueError):
+  """A mesh that cannot be had."""
+
+
+def parse(text: str, num_axes: int) -> tuple[int, ...] | None:
+  """Reads a mesh from the command line.
+
+  Args:
+    text: `8`, `4x2` or `auto`.
+    num_axes: axes that the experiment has; missing ones have size 1.
+
+  Returns:
+    The sizes of the axes, or None for `auto`.
+
+  Raises:
+    MeshError: `text` is none of these.
+  """
+  if text == 'auto':
+    return None
+  try:
+    sizes = tuple(int(n) for n in text.split('x'))
+  except ValueError:
+    sizes = ()
+  if not 1 <= len(sizes) <= num_axes or min(sizes) < 1:
+    raise MeshError(f'--mesh={text}: give auto, or 1 to {num_axes} sizes from 1 '
+                    'up with x between them, such as 8 or 4x2')
+  return sizes + (1,) * (num_axes - len(sizes))
+
+
+def set_platform(sizes: tuple[int, ...] | None):
+  """Sees to it that there are enough devices, before JAX starts.
+
+  Without an accelerator the CPU stands for as many devices as the mesh has.
+
+  Args:
+    sizes: the mesh, or None for all devices that there are.
+  """
+  if sizes is not None:
+    jax.config.update('jax_num_cpu_devices', math.prod(sizes))
+
+
+def make(sizes: tuple[int, ...] | None, axis_names: Sequence[str]) -> jax.sharding.Mesh:
+  """A mesh of the devices there are.
+
+  Args:
+    sizes: sizes of the axes; None lays all devices along the first.
+    axis_names: names of the axes.
+
+  Returns:
+    The mesh.
+
+  Raises:
+    MeshError: there are fewer devices than the mesh has.
+  """
+  devices = jax.devices()
+  if sizes is None:
+    sizes = (len(devices),) + (1,) * (len(axis_names) - 1)
+  need = math.prod(sizes)
+  if need > len(devices):
+    raise MeshError(f'a mesh of {"x".join(map(str, sizes))} needs {need} devices; '
+                    f'{len(devices)} of platform {devices[0].platform} are here')
+  return jax.sharding.Mesh(np.array(devices[:need]).reshape(sizes), axis_names)
+
+
+def sharding(mesh: jax.sharding.Mesh, axes: Sequence[Sequence[str]]) -> jax.sharding.NamedSharding:
+  """The sharding of an array whose dimensions lie along `axes` of `mesh`."""
+  return jax.sharding.NamedSharding(
+      mesh, jax.sharding.PartitionSpec(*(tuple(a) or None for a in axes)))

@@ -1,0 +1,155 @@
+"""The steps of a model as pure functions of weights, batch and seed.
+
+Each function takes weights as a dict from path to tensor, and none reads a
+variable: the model is instantiated once in a graph of its own, to learn its
+weights' shapes and initial values, and no weight is ever made there. A model of
+600B parameters costs no memory to describe.
+"""
+
+from lingvo.core import cluster_factory
+from lingvo.core import py_utils
+import tensorflow as tf
+
+from gshard_tf import xla_sharding
+from gshard_tf.layers import weights
+
+
+class Steps:
+  """Pure step functions of a translation task.
+
+  Attributes:
+    params: the task's Params.
+    partitioning: the mesh and table that the functions annotate with.
+    specs: the weights, in order of their paths.
+  """
+
+  def __init__(self, task_params, mesh: xla_sharding.Mesh | None):
+    """Describes the task.
+
+    Args:
+      task_params: Params of a task with the methods of
+        `models.translation.TranslationModel`.
+      mesh: the mesh to annotate for, or None for no annotations.
+    """
+    self.params = task_params.Copy().Set(input=None)
+    self.partitioning = xla_sharding.Partitioning(mesh, task_params.sharding_table)
+    with tf.Graph().as_default():
+      py_utils.GetOrCreateGlobalStepVar()
+      self._task = self.params.Instantiate()
+      self._structure = weights.weight_specs(self._task)
+    self.specs = weights.flatten(self._structure)
+
+  def init(self, seed):
+    """Draws initial weights.
+
+    Args:
+      seed: int32 [].
+
+    Returns:
+      A dict from path to weight, each annotated.
+    """
+    with self._context():
+      return {w.path: xla_sharding.annotate(
+          weights.initial_value(w, seed, self.params.dtype), w.letters) for w in self.specs}
+
+  def train(self, theta, batch, step, seed):
+    """The loss of a batch, its gradients, and metrics.
+
+    Args:
+      theta: a dict from path to weight.
+      batch: nested dicts of int32 [B, L], see `ComputePredictions`.
+      step: int32 [], the global step; with `seed` it determines dropout and the
+        random choice of experts.
+      seed: int32 [].
+
+    Returns:
+      A dict of grads, a dict like `theta`, and metrics, a dict of float32
+      scalars among which is `loss`.
+    """
+    with self._context(), py_utils.GlobalStepContext(step):
+      py_utils.ResetStepSeed(tf.cast(seed, tf.int64))
+      with tf.GradientTape() as tape:
+        tape.watch(list(theta.values()))
+        metrics = self._metrics(theta, batch)
+        loss = metrics.loss[0]
+      grads = tape.gradient(loss, theta, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+      return {'grads': {k: tf.convert_to_tensor(g) for k, g in grads.items()},
+              'metrics': {name: value for name, (value, _) in metrics.items()}}
+
+  def evaluate(self, theta, batch):
+    """The metrics of a batch without randomness.
+
+    Args:
+      theta: a dict from path to weight.
+      batch: as for `train`.
+
+    Returns:
+      A dict from each metric's name to float32 [2]: value and weight, of which
+      a corpus's metric is the weighted mean.
+    """
+    with self._context(), cluster_factory.SetEval(True):
+      return {name: tf.stack(pair) for name, pair in self._metrics(theta, batch).items()}
+
+  def encode(self, theta, ids):
+    """Encodes sentences for decoding.
+
+    Args:
+      theta: a dict from path to weight.
+      ids: int32 [B, T], a sentence in each row.
+
+    Returns:
+      Nested dicts and lists of tensors with leading dimension B, to be given to
+      `decode`.
+    """
+    with self._context(), cluster_factory.SetEval(True):
+      source = self._task.Encode(self._pack(theta), xla_sharding.annotate(ids, 'bl'))
+      return _plain(source)
+
+  def decode(self, theta, source, caches, ids, t):
+    """Scores the next token of every row.
+
+    Args:
+      theta: a dict from path to weight.
+      source: from `encode`.
+      caches: a list for each decoder block of dicts of k, v [B, L, N, K].
+      ids: int32 [B], tokens at position t.
+      t: int32 [].
+
+    Returns:
+      logits float32 [B, V] and the new caches.
+    """
+    with self._context(), cluster_factory.SetEval(True):
+      logits, caches = self._task.ExtendStep(
+          self._pack(theta), _nested(source), _nested(caches), ids, t)
+      return tf.cast(logits, tf.float32), _plain(caches)
+
+  def empty_caches(self, rows: int, length: int):
+    """Caches of zeros for `decode`."""
+    return _plain(self._task.EmptyCaches(rows, length))
+
+  def _metrics(self, theta, batch):
+    theta, batch = self._pack(theta), _nested(batch)
+    predictions = self._task.ComputePredictions(theta, batch)
+    return self._task.ComputeLoss(theta, predictions, batch)[0]
+
+  def _pack(self, theta):
+    """Annotates weights, and through them their gradients; nests them."""
+    return weights.pack(self._structure, {
+        w.path: xla_sharding.annotate(theta[w.path], w.letters) for w in self.specs})
+
+  def _context(self):
+    return xla_sharding.partitioning(*self.partitioning)
+
+
+def _nested(tree):
+  """Dicts to NestedMaps, below lists too."""
+  if isinstance(tree, dict):
+    return py_utils.NestedMap({k: _nested(v) for k, v in tree.items()})
+  return [_nested(t) for t in tree] if isinstance(tree, (list, tuple)) else tree
+
+
+def _plain(tree):
+  """NestedMaps to dicts, below lists too."""
+  if isinstance(tree, dict):
+    return {k: _plain(v) for k, v in tree.items()}
+  return [_plain(t) for t in tree] if isinstance(tree, (list, tuple)) else tree

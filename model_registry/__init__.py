@@ -1,0 +1,1 @@
+"""Registered models: `--model=model_registry.FILE.CLASS`."""
