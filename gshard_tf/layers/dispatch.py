@@ -49,28 +49,28 @@ def _one_hot_slots(routing, dtype):
 
 def dispatch_gather(x: tf.Tensor, routing: gating.Routing) -> tf.Tensor:
   """As `dispatch_einsum`, by indices."""
-  slot, choice = routing.slot, choice_of_slot(routing)
-  token = tf.where(choice >= 0, choice // slot.shape[2], -1)  # [G, E*C]
+  choice = choice_of_slot(routing)
+  token = tf.where(choice >= 0, choice // routing.slot.shape[2], -1)  # [G, E*C]
 
+  # The indices are arguments, since in a tf.Graph what a custom gradient closes
+  # over counts as part of it, the gating's variables too.
   @tf.custom_gradient
-  def to_slots(x):
-    return _take(x, token), lambda dy: tf.reduce_sum(_take_choices(dy, slot), 2)
+  def to_slots(x, token, slot):
+    return _take(x, token), lambda dy: (tf.reduce_sum(_take_choices(dy, slot), 2), None, None)
 
-  return to_slots(x)
+  return to_slots(x, token, routing.slot)
 
 
 def combine_gather(y: tf.Tensor, routing: gating.Routing) -> tf.Tensor:
   """As `combine_einsum`, by indices."""
-  slot, choice = routing.slot, choice_of_slot(routing)
-
   @tf.custom_gradient
-  def to_choices(y):
+  def to_choices(y, slot, choice):
     def gradient(dz):  # [G, S, K, M]
       flat = tf.reshape(dz, [dz.shape[0], -1, dz.shape[3]])
-      return _take(flat, choice)
+      return _take(flat, choice), None, None
     return _take_choices(y, slot), gradient
 
-  z = to_choices(y)  # [G, S, K, M]
+  z = to_choices(y, routing.slot, choice_of_slot(routing))  # [G, S, K, M]
   return tf.reduce_sum(z * tf.cast(routing.gate, y.dtype)[..., None], 2)
 
 

@@ -77,7 +77,8 @@ def top2(logits: tf.Tensor, nonpadding: tf.Tensor, capacity: int,
   first = tf.argmax(probability, -1, output_type=tf.int32)  # [G, S]
   first_mask = tf.one_hot(first, num_experts)  # [G, S, E]
   others = probability * (1. - first_mask)
-  second = tf.argmax(others, -1, output_type=tf.int32)  # [G, S]
+  # Below all others, so that it is not chosen twice where they underflow to 0.
+  second = tf.argmax(others - first_mask, -1, output_type=tf.int32)  # [G, S]
   second_mask = tf.one_hot(second, num_experts)
 
   gates = tf.stack([tf.reduce_sum(probability * first_mask, -1),

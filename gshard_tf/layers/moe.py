@@ -50,6 +50,8 @@ class MoE(weights.Layer):
         raise ValueError(f'{self.path}: {name} is {p.Get(name)!r}; choose one of {", ".join(choices)}')
     if p.num_experts < 2:
       raise ValueError(f'{self.path}: num_experts is {p.num_experts}; top-2 gating needs 2 at least')
+    if p.num_groups < 1:
+      raise ValueError(f'{self.path}: num_groups is {p.num_groups}; routing needs 1 at least')
     if p.capacity_factor <= 0:
       raise ValueError(f'{self.path}: capacity_factor is {p.capacity_factor}; it must be positive')
     self.CreateWeight('wg', 'me', (p.model_dim, p.num_experts),

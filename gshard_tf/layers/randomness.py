@@ -49,7 +49,10 @@ def uniform_hash(key: tf.Tensor, shape) -> tf.Tensor:
   for dim in reversed(range(rank - 1)):
     row += _index(shape, dim) * tf.constant(stride % 2**32, tf.uint32)
     stride *= int(shape[dim])
-  row = _mix(_mix(row ^ key[0]) ^ key[1])  # [..., 1]
+  # Unmixed, consecutive steps would draw the same rows in another order: row
+  # indices and steps are small numbers, and r ^ s has few values.
+  key = _mix(_mix(key[0]) ^ key[1])
+  row = _mix(_mix(row ^ key) ^ _mix(key + tf.constant(_GOLDEN, tf.uint32)))  # [..., 1]
   bits = _mix(row ^ (_index(shape, rank - 1) * tf.constant(_GOLDEN, tf.uint32)))
   return tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) * 2.**-24
 

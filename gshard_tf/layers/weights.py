@@ -10,10 +10,12 @@ import math
 from typing import NamedTuple, Sequence
 
 from lingvo.core import base_layer
+from lingvo.core import base_model
 from lingvo.core import py_utils
 import tensorflow as tf
 
 from gshard_tf import xla_sharding
+from gshard_tf.layers import randomness
 
 
 class Init(NamedTuple):
@@ -29,6 +31,9 @@ class Init(NamedTuple):
   @classmethod
   def fan_in(cls, fan_in: int, gain: float = 1.) -> 'Init':
     """Normal with variance `gain / fan_in`, for products over `fan_in` terms."""
+    if fan_in < 1:
+      raise ValueError(f'a weight has products over {fan_in} terms; set every size '
+                       'of the layer (model_dim, hidden_dim, ...) to 1 at least')
     return cls(0., math.sqrt(gain / fan_in))
 
 
@@ -62,9 +67,12 @@ def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
   if not spec.init.stddev:
     return tf.fill(spec.shape, tf.cast(spec.init.mean, dtype))
   digest = hashlib.blake2b(spec.path.encode(), digest_size=4).digest()
-  key = tf.stack([tf.cast(seed, tf.int32), int.from_bytes(digest, 'little') >> 1])
-  noise = tf.random.stateless_normal(spec.shape, key, dtype=dtype)
-  return spec.init.mean + spec.init.stddev * noise
+  key = tf.stack([tf.cast(seed, tf.uint32),
+                  tf.constant(int.from_bytes(digest, 'little'), tf.uint32)])
+  uniform = randomness.uniform_hash(key, (1, *spec.shape))[0]
+  # By the inverse of the distribution function; half a step off 0, where it is infinite.
+  noise = math.sqrt(2.) * tf.math.erfinv(2. * uniform - (1. - 2.**-24))
+  return tf.cast(spec.init.mean + spec.init.stddev * noise, dtype)
 
 
 class _Initializer:
@@ -101,8 +109,7 @@ class Layer(base_layer.BaseLayer):
     if len(letters) != len(shape):
       raise ValueError(f'weight {self.path}.{name}: {len(letters)} letters '
                        f'{letters!r} for shape {tuple(shape)}')
-    path = f'{self.path}.{name}'.partition('.')[2]  # without the root's own name
-    spec = WeightSpec(path, tuple(shape), letters, init)
+    spec = WeightSpec(self._path_in_task() + name, tuple(shape), letters, init)
     self.__dict__.setdefault('_weight_specs', {})[name] = spec
     sharding = {}
     here = xla_sharding.current()
@@ -115,6 +122,14 @@ class Layer(base_layer.BaseLayer):
         shape=list(shape), dtype=self.params.dtype,
         init=py_utils.WeightInit.CustomVarInit(
             _Initializer(spec, self.params.random_seed or 0)), **sharding))
+
+
+  def _path_in_task(self):
+    """This layer's path, with a dot at the end, from the task it is part of."""
+    root = self
+    while root.parent is not None and not isinstance(root, base_model.BaseTask):
+      root = root.parent
+    return f'{self.path}.'[len(root.path) + 1:]
 
 
 def weight_specs(layer: base_layer.BaseLayer) -> py_utils.NestedMap:

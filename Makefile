@@ -1,0 +1,60 @@
+# Everything runs in .venv, which `make setup` makes with nothing but Debian's
+# python3.11 and python3.11-venv.
+
+PYTHON3 ?= python3.11
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check
+
+MODEL ?= model_registry.catalog.Demo
+LOGDIR ?= logdir
+MESH ?= 8
+STEPS ?=
+PYTEST_ARGS ?=
+
+LINGVO_OPS := $(shell find third_party/lingvo_x_ops -type f -not -path '*/__pycache__/*')
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## List the commands.
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+.PHONY: setup
+setup: $(VENV)/.setup  ## Install everything into .venv (3.5 GB, two minutes).
+
+.PHONY: setup-tpu
+setup-tpu: $(VENV)/.setup-tpu  ## Also install the TPU compiler, for tools.aot_report.
+
+.PHONY: train
+train: setup  ## Train MODEL on MESH devices into LOGDIR for STEPS, then translate and score.
+	$(PYTHON) -m gshard_tf.trainer --model=$(MODEL) --logdir=$(LOGDIR) --mesh=$(MESH) $(if $(STEPS),--max_steps=$(STEPS))
+	$(PYTHON) -m gshard_tf.decode --logdir=$(LOGDIR)
+
+.PHONY: test
+test: setup-tpu  ## Run all tests; PYTEST_ARGS="-m 'not slow'" leaves out the long ones.
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+.PHONY: bazel-test
+bazel-test: setup-tpu  ## Run all tests under Bazel, offline.
+	bazel test //...
+
+# The versions of all packages that nobody asked for by name, from what .venv
+# holds. To renew them: empty requirements/lock.txt, delete .venv, then `make
+# setup-tpu lock` with Debian 12's own Python 3.11.2, the oldest supported (a
+# newer 3.11 picks packages that 3.11.2 cannot install).
+.PHONY: lock
+lock: setup-tpu  ## Write requirements/lock.txt from what is installed.
+	$(PIP) freeze --all > $(VENV)/freeze.txt
+	grep -h == requirements.txt requirements/no_deps.txt requirements/tpu.txt \
+	  | grep -vixF -f - $(VENV)/freeze.txt | grep -vE '^(pip|setuptools)==|@ file:' > requirements/lock.txt
+
+$(VENV)/.setup: requirements.txt requirements/lock.txt requirements/no_deps.txt $(LINGVO_OPS)
+	test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
+	$(PIP) install --quiet -r requirements.txt
+	$(PIP) install --quiet --no-deps -r requirements/no_deps.txt
+	touch $@
+
+$(VENV)/.setup-tpu: $(VENV)/.setup requirements/tpu.txt
+	$(PIP) install --quiet -r requirements/tpu.txt
+	touch $@
