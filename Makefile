@@ -29,7 +29,11 @@ setup-tpu: $(VENV)/.setup-tpu  ## Also install the TPU compiler, for tools.aot_r
 .PHONY: train
 train: setup  ## Train MODEL on MESH devices into LOGDIR for STEPS, then translate and score.
 	$(PYTHON) -m gshard_tf.trainer --model=$(MODEL) --logdir=$(LOGDIR) --mesh=$(MESH) $(if $(STEPS),--max_steps=$(STEPS))
-	$(PYTHON) -m gshard_tf.decode --logdir=$(LOGDIR)
+	$(PYTHON) -m gshard_tf.decode --logdir=$(LOGDIR) --untrained
+
+.PHONY: plot
+plot: setup  ## Draw the training curve of LOGDIR to LOGDIR/training.png.
+	$(PYTHON) -m tools.plot_training --output=$(LOGDIR)/training.png $(LOGDIR)
 
 .PHONY: test
 test: setup-tpu  ## Run all tests; PYTEST_ARGS="-m 'not slow'" leaves out the long ones.

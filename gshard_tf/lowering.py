@@ -64,11 +64,10 @@ def lower_task(name: str, task_params, mesh: xla_sharding.Mesh, batch: dict,
     LoweringError: the mesh does not divide the experts or the rows.
   """
   steps = train_step.Steps(task_params, mesh)
+  weights = weight_records(steps)
   batch_axes = xla_sharding.as_axes(steps.partitioning.axes('bl')[0])
   check_rows(mesh, batch_axes, batch['src']['ids'][0], 'rows of a batch')
   check_rows(mesh, batch_axes, decode_rows, 'rows of a decoding step')
-  weights = weight_records(steps)
-
   theta = {w.path: jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights}
   int32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
   batch_spec = jax.tree.map(lambda s: int32(*s), batch, is_leaf=lambda s: isinstance(s, tuple))

@@ -58,14 +58,15 @@ class UnknownModelError(ValueError):
 class RunnerManager(lingvo_trainer.RunnerManager):
   """Lingvo's RunnerManager with the job `spmd`."""
 
-  def MaybeLaunchTensorFlow(self):
-    if FLAGS.job != 'spmd':  # which needs no TensorFlow server
-      super().MaybeLaunchTensorFlow()
+  def Start(self):
+    if (FLAGS.mode, FLAGS.job) == ('sync', 'spmd'):  # which needs no TensorFlow server
+      self.StartRunners(self.CreateRunners([FLAGS.job], FLAGS.logdir))
+    else:
+      super().Start()
 
   def _CreateRunner(self, job, model_task_name, logdir, tf_master, trial):
     if job != 'spmd':
       return super()._CreateRunner(job, model_task_name, logdir, tf_master, trial)
-    set_verbosity()
     with quiet.imports():
       params = {name: self.GetParamsForDataset('trainer_client', name)
                 for name in ('Train', 'Dev', 'Test')}
@@ -78,12 +79,6 @@ class RunnerManager(lingvo_trainer.RunnerManager):
     for runner in all_runners:
       if isinstance(runner, runners.SpmdTrainer):
         write_result(dataclasses.asdict(runner.result))
-
-
-def set_verbosity():
-  """Logs warnings only, unless --verbosity asks for more; Lingvo's start logs all."""
-  if not FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
 
 
 def mesh_sizes(task_params):
@@ -122,7 +117,9 @@ def import_model(name: str):
         return
     except LookupError:
       pass
-  near = difflib.get_close_matches(name, known, n=3, cutoff=.4)
+  by_class = {full.rpartition('.')[2]: full for full in known}
+  near = (difflib.get_close_matches(name, known, n=2) or
+          [by_class[c] for c in difflib.get_close_matches(name.rpartition('.')[2], by_class, n=2)])
   hint = f'; did you mean {" or ".join(near)}?' if near else ''
   raise UnknownModelError(f'no model {name} is registered{hint} (--list shows all)')
 
@@ -137,7 +134,8 @@ def registered() -> list[str]:
 
 
 def main(unused_argv):
-  set_verbosity()
+  if not FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
   if FLAGS.list:
     print('\n'.join(registered()))
     return
@@ -147,8 +145,7 @@ def main(unused_argv):
         raise UnknownModelError(f'--{flag} is missing; --help shows examples')
     import_model(FLAGS.model)
     FLAGS.job = FLAGS.job or 'spmd'
-    if not FLAGS['mode'].present:
-      FLAGS.mode = 'sync'
+    FLAGS.mode = FLAGS.mode if FLAGS['mode'].present else 'sync'
     RunnerManager(FLAGS.model).Start()
   except (UnknownModelError, *_USER_ERRORS) as error:
     print(f'trainer: {error}', file=sys.stderr)

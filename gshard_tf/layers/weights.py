@@ -31,17 +31,14 @@ class Init(NamedTuple):
   @classmethod
   def fan_in(cls, fan_in: int, gain: float = 1.) -> 'Init':
     """Normal with variance `gain / fan_in`, for products over `fan_in` terms."""
-    if fan_in < 1:
-      raise ValueError(f'a weight has products over {fan_in} terms; set every size '
-                       'of the layer (model_dim, hidden_dim, ...) to 1 at least')
-    return cls(0., math.sqrt(gain / fan_in))
+    return cls(0., math.sqrt(gain / max(fan_in, 1)))
 
 
 class WeightSpec(NamedTuple):
   """A declared weight.
 
   Attributes:
-    path: its name in the model, for instance `encoder.blocks[1].feed_forward.wi`.
+    path: its name in the model, for instance `encoder.blocks_1.feed_forward.wi`.
     shape: its global shape.
     letters: one letter for each dimension, a key of the sharding table.
     init: its initial values.
@@ -104,8 +101,11 @@ class Layer(base_layer.BaseLayer):
       init: its initial values.
 
     Raises:
-      ValueError: `letters` and `shape` differ in length.
+      ValueError: `letters` and `shape` differ in length, or a size is not set.
     """
+    if min(shape) < 1:
+      raise ValueError(f'weight {self.path}.{name} of shape {tuple(shape)}: set '
+                       'every size in the Params of the layer to 1 at least')
     if len(letters) != len(shape):
       raise ValueError(f'weight {self.path}.{name}: {len(letters)} letters '
                        f'{letters!r} for shape {tuple(shape)}')

@@ -105,19 +105,25 @@ def train(program: program_lib.Program, data: Data, logdir: str, *, max_steps: i
   """
   saved = checkpoint.Checkpoints(os.path.join(logdir, 'checkpoints'))
   resumed_from = saved.latest_step()
-  untrained = None
   if resumed_from is None:
     state, position = program.init(np.int32(seed)), 0
-    untrained = evaluation.held_out(program, state['theta'], data.held_out())['nll']
-    say(f'held-out loss of the untrained model: {untrained:.4f} nats per token')
   else:
     state, place = saved.restore(resumed_from, program.state_shapes, program.state_shardings)
     position = place['position']
     say(f'resumed from step {resumed_from} in {logdir}')
-  step = resumed_from or 0
+  step, loss = resumed_from or 0, None
   log = LossLog(os.path.join(logdir, 'train'), step)
-  stop = _Signals()
-  loss, clock = None, _Clock(step, max_steps)
+
+  def evaluate():
+    metrics = evaluation.held_out(program, state['theta'], data.held_out())
+    log.write_held_out(step, dict(metrics, unigram_nll=data.unigram_nll))
+    say(f'held-out loss at step {step}: {metrics["nll"]:.4f} nats per token; '
+        f'of a unigram model: {data.unigram_nll:.4f}')
+    return metrics['nll']
+
+  held_out = evaluate()
+  untrained = held_out if resumed_from is None else None
+  clock, stop = _Clock(step, max_steps), _Signals()
   for batch in data.train(position) if step < max_steps else ():
     position = int(batch.pop('position'))
     state, metrics = program.train(state, program.put(batch), np.int32(seed))
@@ -129,24 +135,22 @@ def train(program: program_lib.Program, data: Data, logdir: str, *, max_steps: i
       raise FloatingPointError(
           f'the loss is {loss} at step {step}; the newest checkpoint is of step '
           f'{saved.latest_step()}; lower the learning rate')
-    if clock.due() or step == max_steps:
+    end = step == max_steps or stop.received
+    if clock.due() or end:
       say(f'step {step}/{max_steps}  loss {loss:.4f}  {clock.recent:,.0f} tokens/s  '
           f'{clock.left()} left')
-    if step % save_every == 0 or step == max_steps or stop.received:
+    if step % save_every == 0 or end:
       saved.save(step, state, {'position': position, 'seed': seed})
-    if step == max_steps or stop.received:
+      held_out = evaluate()
+      clock.resume()
+    if end:
       break
   saved.close()
+  log.close()
   stop.restore()
   if stop.received:
     say(f'stopped by {stop.received} at step {step}; the same command resumes from there')
-  metrics = evaluation.held_out(program, state['theta'], data.held_out())
-  log.write_held_out(step, metrics)
-  log.close()
-  say(f'held-out loss at step {step}: {metrics["nll"]:.4f} nats per token; '
-      f'a unigram model: {data.unigram_nll:.4f}')
-  return Result(step, loss, clock.mean(), resumed_from, metrics['nll'], untrained,
-                data.unigram_nll)
+  return Result(step, loss, clock.mean(), resumed_from, held_out, untrained, data.unigram_nll)
 
 
 class _Signals:
@@ -170,34 +174,39 @@ class _Clock:
 
   def __init__(self, step, max_steps):
     self._first, self._step, self._max_steps = step + 1, step, max_steps
-    self._last = self._reported = self._start = time.monotonic()
-    self._tokens = 0
+    self._seconds, self._tokens, self._reported = 0., 0, time.monotonic()
     self.recent = 0.
+    self.resume()
+
+  def resume(self):
+    """Begins to count again after a pause."""
+    self._last = time.monotonic()
 
   def tick(self, step, batch):
-    now, self._step = time.monotonic(), step
-    tokens = sum(int((batch[side]['segment_ids'] > 0).sum()) for side in ('src', 'tgt'))
-    if step == self._first:
-      self._start = now
-    else:
-      self._tokens += tokens
-      rate = tokens / (now - self._last)
-      self.recent = rate if not self.recent else .9 * self.recent + .1 * rate
-    self._last = now
+    """Counts a step that has just ended."""
+    seconds, self._step = time.monotonic() - self._last, step
+    self.resume()
+    if step > self._first:
+      tokens = sum(int((batch[side]['segment_ids'] > 0).sum()) for side in ('src', 'tgt'))
+      self._tokens, self._seconds = self._tokens + tokens, self._seconds + seconds
+      share = .1 if self.recent else 1.
+      self.recent += share * (tokens / seconds - self.recent)
 
   def due(self):
+    """Whether the user has not heard for some seconds."""
     if self._last - self._reported < _REPORT_SECONDS:
       return False
     self._reported = self._last
     return True
 
   def left(self):
+    """The time left as h:mm:ss."""
     done = self._step - self._first
     if not done:
       return '?'
-    seconds = (self._last - self._start) / done * (self._max_steps - self._step)
+    seconds = self._seconds / done * (self._max_steps - self._step)
     return time.strftime('%-H:%M:%S', time.gmtime(seconds))
 
   def mean(self):
-    elapsed = self._last - self._start
-    return self._tokens / elapsed if elapsed and self._tokens else None
+    """Tokens per second since the first step, None without a second one."""
+    return self._tokens / self._seconds if self._tokens else None

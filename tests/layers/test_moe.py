@@ -1,0 +1,189 @@
+"""The Mixture-of-Experts layer against its dense twin, and what must not matter to it.
+
+Dimensions: B rows, L positions, M model, H hidden, E experts.
+"""
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from gshard_tf.layers import feed_forward
+from gshard_tf.layers import moe
+from tests.layers import layer as layers
+
+_B, _L, _M, _H, _E = 4, 6, 5, 7, 4
+# Outputs are sums of at most 7 products of order 1, in two orders of summation.
+_ATOL = 1e-5
+
+
+def moe_params(**kwargs):
+  return moe.MoE.Params().Set(**dict(model_dim=_M, hidden_dim=_H, num_experts=_E, num_groups=2) | kwargs)
+
+
+def make(seed=0, **kwargs):
+  layer = layers.make(moe_params(**kwargs))
+  return layer, layers.draw(layer, seed)
+
+
+def inputs(seed=0, padding=0.3):
+  rng = np.random.default_rng(seed)
+  return (rng.standard_normal((_B, _L, _M), np.float32),
+          (rng.random((_B, _L)) < padding).astype(np.float32))
+
+
+@pytest.mark.parametrize('dispatch', ['einsum', 'gather'])
+@pytest.mark.parametrize('train', [False, True])
+def test_identical_experts_equal_the_dense_layer(dispatch, train):
+  layer, theta = make(dispatch=dispatch, second_expert='all', capacity_factor=2. * _E)
+  dense = layers.make(feed_forward.FeedForward.Params().Set(model_dim=_M, hidden_dim=_H))
+  dense_theta = layers.draw(dense, 1)
+  theta.wi, theta.wo = (tf.repeat(w[None], _E, 0) for w in (dense_theta.wi, dense_theta.wo))
+  x, paddings = inputs()
+  with layers.training() if train else layers.evaluation():
+    out = layer.FProp(theta, tf.constant(x), tf.constant(paddings))
+    want = dense.FProp(dense_theta, tf.constant(x), tf.constant(paddings))
+  np.testing.assert_allclose(out.y, want.y * (1. - paddings)[..., None], atol=_ATOL)
+  assert float(out.metrics.dropped) == pytest.approx(0., abs=1e-6)
+  assert float(want.aux_loss) == 0. and not want.metrics
+
+
+def moe_loop(theta, x):
+  """The layer for one token [M] in float64, no capacity: gates, then two experts."""
+  logits = x @ theta.wg
+  best = np.argsort(-logits)[:2]
+  gate = np.exp(logits[best] - logits[best[0]])
+  hidden = [np.maximum(x @ theta.wi[e], 0.) for e in best]
+  return sum(g / gate.sum() * h @ theta.wo[e] for g, h, e in zip(gate, hidden, best))
+
+
+@pytest.mark.parametrize('dispatch', ['einsum', 'gather'])
+def test_equals_a_loop_over_tokens(dispatch):
+  layer, theta = make(dispatch=dispatch)
+  x, paddings = inputs()
+  with layers.evaluation():
+    y = layer.FProp(theta, tf.constant(x), tf.constant(paddings)).y.numpy()
+  theta = layers.as_float64(theta)
+  for token in np.ndindex(_B, _L):
+    want = np.zeros(_M) if paddings[token] else moe_loop(theta, x[token].astype(np.float64))
+    np.testing.assert_allclose(y[token], want, atol=_ATOL)
+
+
+def test_forms_of_dispatch_agree_in_training_with_overflow():
+  x, paddings = inputs()
+  results = []
+  for dispatch in ('einsum', 'gather'):
+    layer, theta = make(dispatch=dispatch, capacity_factor=1., min_capacity=1)
+    with layers.training(), tf.GradientTape() as tape:
+      tape.watch(theta.Flatten())
+      out = layer.FProp(theta, tf.constant(x), tf.constant(paddings))
+      loss = tf.reduce_sum(tf.sin(out.y)) + out.aux_loss
+    assert 0. < float(out.metrics.dropped) < 1.
+    results.append([out.y, *tape.gradient(loss, theta.Flatten())])
+  for einsum, gather in zip(*results):
+    np.testing.assert_allclose(einsum, gather, atol=_ATOL)
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_order_of_experts_does_not_matter(train):
+  layer, theta = make(capacity_factor=1., min_capacity=1)
+  order = np.random.default_rng(1).permutation(_E)
+  permuted = theta.copy()
+  permuted.wg = tf.gather(theta.wg, order, axis=1)
+  permuted.wi, permuted.wo = (tf.gather(w, order) for w in (theta.wi, theta.wo))
+  x, paddings = (tf.constant(a) for a in inputs())
+  with layers.training() if train else layers.evaluation():
+    want = layer.FProp(theta, x, paddings)
+  with layers.training() if train else layers.evaluation():  # the same random numbers
+    got = layer.FProp(permuted, x, paddings)
+  np.testing.assert_allclose(got.y, want.y, atol=_ATOL)
+  np.testing.assert_allclose(got.aux_loss, want.aux_loss, rtol=1e-5)
+  np.testing.assert_array_equal(got.metrics.dropped, want.metrics.dropped)
+
+
+def test_padding_takes_no_place():
+  layer, theta = make(capacity_factor=1., min_capacity=1)
+  x, paddings = inputs()
+  other = np.where(paddings[..., None] == 1, 100. * inputs(seed=1)[0], x).astype(np.float32)
+  outs = []
+  for value in (x, other):
+    with layers.training():
+      outs.append(layer.FProp(theta, tf.constant(value), tf.constant(paddings)))
+  np.testing.assert_array_equal(outs[0].y, outs[1].y)
+  np.testing.assert_allclose(outs[0].aux_loss, outs[1].aux_loss, rtol=1e-6)
+  assert not outs[0].y.numpy()[paddings == 1].any()
+
+
+@pytest.mark.parametrize('groups', [1, 2, 8])
+def test_at_evaluation_a_row_does_not_depend_on_its_neighbours(groups):
+  layer, theta = make(capacity_factor=1.)
+  layer.params.num_groups = groups
+  x, paddings = inputs()
+  # All neighbours alike, so that with less room than for all they would collide.
+  crowded = np.broadcast_to(x[:1], x.shape).copy()
+  crowded[2] = x[2]
+  with layers.evaluation():
+    want = layer.FProp(theta, tf.constant(x), tf.constant(paddings))
+    got = layer.FProp(theta, tf.constant(crowded), tf.constant(paddings))
+  np.testing.assert_allclose(got.y[2], want.y[2], atol=1e-6)
+  assert float(got.metrics.dropped) == pytest.approx(0., abs=1e-6)
+
+
+def test_at_evaluation_capacity_can_be_bounded():
+  layer, theta = make(eval_capacity_factor=.5, min_capacity=1)
+  with layers.evaluation():
+    out = layer.FProp(theta, *(tf.constant(a) for a in inputs(padding=0.)))
+  # 24 tokens want 48 places; 2 groups of 4 experts have ceil(.5 * 12 / 4) = 2 each.
+  assert float(out.metrics.dropped) >= 1. - 2 * 4 * 2 / 48 - 1e-6
+
+
+def test_second_expert_at_random_is_kept_in_proportion_to_its_gate():
+  layer, theta = make(capacity_factor=2. * _E, second_expert='random', num_groups=64)
+  theta.wg = tf.concat([tf.fill([_M, 1], 1.), tf.zeros([_M, 1]), tf.fill([_M, 2], -100.)], 1)
+  x = tf.fill([64, 64, _M], .2)  # logits 1, 0, -20, -20: gates .731, .269
+  with layers.training():
+    dropped = float(layer.FProp(theta, x, tf.zeros([64, 64])).metrics.dropped)
+  share, tokens = 2. / (1. + np.e), 64 * 64
+  # Half of the choices are second ones, each kept with twice its gate; 5 sigma.
+  tolerance = 5. * np.sqrt(share * (1. - share) / tokens) / 2.
+  assert dropped == pytest.approx((1. - share) / 2., abs=tolerance)
+
+
+def test_a_step_draws_the_same_numbers_again_and_the_next_step_others():
+  layer, theta = make(dropout=.5)
+  x, paddings = (tf.constant(a) for a in inputs())
+  outs = []
+  for step in (3, 3, 4):
+    with layers.training(step):
+      outs.append(layer.FProp(theta, x, paddings).y.numpy())
+  np.testing.assert_array_equal(outs[0], outs[1])
+  assert (outs[0] != outs[2]).any()
+
+
+def test_fewer_tokens_than_groups_are_groups_of_their_own():
+  layer, theta = make(num_groups=64)
+  x, paddings = (tf.constant(a) for a in inputs())
+  with layers.evaluation():
+    want = make()[0].FProp(theta, x, paddings).y
+    np.testing.assert_allclose(layer.FProp(theta, x, paddings).y, want, atol=_ATOL)
+
+
+def test_tokens_that_do_not_split_into_groups_raise():
+  layer, theta = make(num_groups=5)
+  with pytest.raises(ValueError, match='24 tokens do not split into 5 groups; set num_groups to a divisor of 24'):
+    layer.FProp(theta, *(tf.constant(a) for a in inputs()))
+
+
+@pytest.mark.parametrize('bad, message', [
+    (dict(num_experts=1), 'num_experts is 1; top-2 gating needs 2 at least'),
+    (dict(num_groups=0), 'num_groups is 0; routing needs 1 at least'),
+    (dict(capacity_factor=-.5), 'capacity_factor is -0.5; it must be positive'),
+    (dict(second_expert='both'), "second_expert is 'both'; choose one of random, all"),
+    (dict(dispatch='sort'), "dispatch is 'sort'; choose one of einsum, gather"),
+    (dict(model_dim=0), 'wg of shape (0, 4): set every size'),
+    (dict(hidden_dim=0), 'wi of shape (4, 5, 0): set every size'),
+])
+def test_bad_params_raise_at_construction(bad, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    layers.make(moe_params().Set(**bad))

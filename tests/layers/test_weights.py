@@ -1,0 +1,130 @@
+"""Declared weights: initial values, structure, and Lingvo's own variables of them."""
+
+import re
+
+from lingvo.core import py_utils
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from gshard_tf import xla_sharding
+from gshard_tf.layers import feed_forward
+from gshard_tf.layers import weights
+from tests.layers import layer as layers
+from tests.layers.test_transformer import make_stack
+
+
+def spec(path='a.w', shape=(256, 256), init=weights.Init(0., 1.)):
+  return weights.WeightSpec(path, shape, 'xy', init)
+
+
+def initial(w, seed):
+  return weights.initial_value(w, tf.constant(seed)).numpy()
+
+
+def test_initial_value_depends_on_path_and_seed_alone():
+  want = initial(spec(), 1)
+  np.testing.assert_array_equal(initial(spec(), 1), want)
+  for other in (initial(spec(path='b.w'), 1), initial(spec(), 2)):
+    # Independent normals: the correlation has a deviation of 1/sqrt(n).
+    assert abs(np.corrcoef(want.ravel(), other.ravel())[0, 1]) < 5. / 256
+
+
+@pytest.mark.parametrize('init', [weights.Init(0., 2.), weights.Init(-1., .1), weights.Init.fan_in(64),
+                                  weights.Init.fan_in(64, gain=2.)])
+def test_initial_values_have_the_declared_mean_and_deviation(init):
+  x = initial(spec(init=init), 3).astype(np.float64)
+  # Deviations of the mean, s/sqrt(n), and of the deviation, s/sqrt(2n); five of them.
+  assert x.mean() == pytest.approx(init.mean, abs=5. * init.stddev / 256)
+  assert x.std() == pytest.approx(init.stddev, abs=5. * init.stddev / 256 / np.sqrt(2.))
+
+
+def test_fan_in_keeps_the_variance_of_a_product():
+  assert weights.Init.fan_in(16) == weights.Init(0., .25)
+  assert weights.Init.fan_in(32, gain=2.) == weights.Init(0., .25)
+
+
+def test_constant_initial_values():
+  x = weights.initial_value(spec(init=weights.Init.constant(.5)), tf.constant(0), tf.bfloat16)
+  assert x.dtype == tf.bfloat16
+  assert (x.numpy() == .5).all()
+
+
+@pytest.fixture(scope='module')
+def stack():
+  return make_stack(False, True)
+
+
+def test_specs_have_the_structure_of_the_variables(stack):
+  specs = weights.weight_specs(stack)
+  names = dict(stack.vars.FlattenItems())
+  assert dict(specs.FlattenItems()).keys() == names.keys()
+  for path, w in specs.FlattenItems():
+    assert w.path == re.sub(r'\[(\d+)\]', r'_\1', path)  # lists as Lingvo's variables have them
+    assert w.shape == tuple(names[path].shape)
+    assert len(w.letters) == len(w.shape)
+  # 2 norms of a block, wq wk wv wo and a bias, wi wo, once wg; a final norm.
+  assert len(weights.flatten(specs)) == 2 * (2 + 5 + 2) + 1 + 1
+
+
+def test_flatten_is_in_order_of_paths_and_pack_is_its_inverse(stack):
+  specs = weights.weight_specs(stack)
+  flat = weights.flatten(specs)
+  paths = [w.path for w in flat]
+  assert paths == sorted(set(paths))
+  packed = weights.pack(specs, {w.path: w.shape for w in flat})
+  assert isinstance(packed.blocks, list)
+  assert packed.blocks[1].feed_forward.wi == (2, 8, 6)
+  assert weights.flatten(weights.pack(specs, {w.path: w for w in flat})) == flat
+
+
+def test_lingvo_initialises_its_variables_to_the_same_values():
+  params = feed_forward.FeedForward.Params().Set(
+      name='layer', model_dim=8, hidden_dim=16, random_seed=5)
+  with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    py_utils.GetOrCreateGlobalStepVar()
+    layer = params.Instantiate()
+    session.run(tf.compat.v1.global_variables_initializer())
+    variables = session.run(dict(layer.vars))
+  for name, w in weights.weight_specs(layer).items():
+    np.testing.assert_allclose(variables[name], initial(w, 5), rtol=1e-6)
+
+
+def test_lingvo_learns_the_sharding_of_a_weight(monkeypatch):
+  declared = {}
+  monkeypatch.setattr(feed_forward.FeedForward, 'CreateVariable',
+                      lambda self, name, params: declared.update({name: params}))
+  mesh = xla_sharding.Mesh((4, 2), ('expert', 'model'))
+  with xla_sharding.partitioning(mesh, {'mh': (None, 'model'), 'hm': ('model', 'expert')}):
+    feed_forward.FeedForward.Params().Set(name='layer', model_dim=8, hidden_dim=4).Instantiate()
+  assert declared['wi'].tensor_split_dims_mapping == [-1, 1]
+  assert declared['wo'].tensor_split_dims_mapping == [1, 0]
+  np.testing.assert_array_equal(declared['wo'].device_mesh, mesh.devices)
+
+
+class Undeclared(weights.Layer):
+  """Has a variable that was not made by CreateWeight."""
+
+  def __init__(self, params):
+    super().__init__(params)
+    self.CreateWeight('good', 'm', (2,), weights.Init.constant(0.))
+    self.CreateVariable('stray', py_utils.WeightParams([2]))
+
+
+class Mismatched(weights.Layer):
+  """Declares two letters for three dimensions."""
+
+  def __init__(self, params):
+    super().__init__(params)
+    self.CreateWeight('w', 'mh', (2, 3, 4), weights.Init.constant(0.))
+
+
+def test_an_undeclared_variable_raises():
+  layer = layers.make(Undeclared.Params())
+  with pytest.raises(ValueError, match=r"layer has variables .*\['stray'\]; declare them by CreateWeight"):
+    weights.weight_specs(layer)
+
+
+def test_letters_that_do_not_fit_the_shape_raise():
+  with pytest.raises(ValueError, match=r"layer.w: 2 letters 'mh' for shape \(2, 3, 4\)"):
+    layers.make(Mismatched.Params())
