@@ -44,18 +44,22 @@ def lower(function: Callable, *args) -> bytes:
   return bytes(exported.serialize())
 
 
+FUNCTIONS = ('init', 'train', 'evaluate', 'encode', 'decode')
+
+
 def lower_task(name: str, task_params, mesh: xla_sharding.Mesh, batch: dict,
-               decode_rows: int, inputs: dict, vocabularies: dict) -> artifact.Artifact:
-  """Lowers all functions of a translation task.
+               inputs: dict, vocabularies: dict, functions=FUNCTIONS) -> artifact.Artifact:
+  """Lowers a translation task.
 
   Args:
     name: the model's registered name.
     task_params: the task's Params.
     mesh: the mesh to lower for.
     batch: nested dicts of the shapes of a global training batch, all int32.
-    decode_rows: rows of one decoding step.
     inputs: for each data set the path of its corpus.
     vocabularies: paths of the SentencePiece models.
+    functions: which of `FUNCTIONS` the artifact will have; `decode` brings
+      `encode` with it.
 
   Returns:
     The artifact.
@@ -67,30 +71,42 @@ def lower_task(name: str, task_params, mesh: xla_sharding.Mesh, batch: dict,
   weights = weight_records(steps)
   batch_axes = xla_sharding.as_axes(steps.partitioning.axes('bl')[0])
   check_rows(mesh, batch_axes, batch['src']['ids'][0], 'rows of a batch')
-  check_rows(mesh, batch_axes, decode_rows, 'rows of a decoding step')
+  check_rows(mesh, batch_axes, task_params.decode_rows, 'rows of a decoding step')
   theta = {w.path: jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights}
-  int32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
-  batch_spec = jax.tree.map(lambda s: int32(*s), batch, is_leaf=lambda s: isinstance(s, tuple))
-  source_length, target_length = batch['src']['ids'][1], batch['tgt']['ids'][1]
-  encode_args = theta, int32(decode_rows, source_length)
-  encoded = export.deserialize(bytearray(encode := lower(steps.encode, *encode_args)))
-  source = jax.tree.unflatten(encoded.out_tree, encoded.out_avals)
-  source = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), source)
-  with tf.Graph().as_default():
-    caches = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype.as_numpy_dtype),
-        steps.empty_caches(decode_rows, target_length))
-  functions = dict(
-      init=lower(steps.init, int32()),
-      train=lower(steps.train, theta, batch_spec, int32(), int32()),
-      evaluate=lower(steps.evaluate, theta, batch_spec),
-      encode=encode,
-      decode=lower(steps.decode, theta, source, caches, int32(decode_rows), int32()))
+  batch_spec = jax.tree.map(lambda s: _int32(*s), batch, is_leaf=lambda s: isinstance(s, tuple))
+  programs = {}
+  if 'init' in functions:
+    programs['init'] = lower(steps.init, _int32())
+  if 'train' in functions:
+    programs['train'] = lower(steps.train, theta, batch_spec, _int32(), _int32())
+  if 'evaluate' in functions:
+    programs['evaluate'] = lower(steps.evaluate, theta, batch_spec)
+  if 'decode' in functions:
+    programs |= _lower_decoding(steps, theta, batch)
   return artifact.Artifact(
       model=name, mesh_shape=mesh.shape, mesh_axes=mesh.axis_names, weights=weights,
-      batch=batch, batch_axes=batch_axes, decode_rows=decode_rows,
+      batch=batch, batch_axes=batch_axes, decode_rows=task_params.decode_rows,
       optimizer=optimizer_settings(task_params.train), inputs=inputs,
-      vocabularies=vocabularies, functions=functions)
+      vocabularies=vocabularies, functions=programs)
+
+
+def _lower_decoding(steps, theta, batch):
+  """The programs `encode` and `decode`, which takes what the first returns."""
+  rows = steps.params.decode_rows
+  encode = lower(steps.encode, theta, _int32(rows, batch['src']['ids'][1]))
+  encoded = export.deserialize(bytearray(encode))
+  shape = lambda x, dtype: jax.ShapeDtypeStruct(tuple(x.shape), dtype)
+  source = jax.tree.map(lambda a: shape(a, a.dtype),
+                        jax.tree.unflatten(encoded.out_tree, encoded.out_avals))
+  with tf.Graph().as_default():
+    caches = jax.tree.map(lambda x: shape(x, x.dtype.as_numpy_dtype),
+                          steps.empty_caches(rows, batch['tgt']['ids'][1]))
+  return dict(encode=encode,
+              decode=lower(steps.decode, theta, source, caches, _int32(rows), _int32()))
+
+
+def _int32(*shape):
+  return jax.ShapeDtypeStruct(shape, np.int32)
 
 
 def weight_records(steps: train_step.Steps) -> list[artifact.Weight]:

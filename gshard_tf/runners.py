@@ -11,6 +11,7 @@ import jax
 from gshard_tf import artifact as artifact_lib
 from gshard_tf import lowering
 from gshard_tf import xla_sharding
+from gshard_tf.input import generator
 from gshard_tf.runtime import evaluation
 from gshard_tf.runtime import loop
 from gshard_tf.runtime import mesh as mesh_lib
@@ -63,26 +64,23 @@ class SpmdTrainer:
     """Lowers, trains, and leaves how it ended in `result`."""
     mesh = mesh_lib.make(self._mesh_sizes, self._task.mesh_axes)
     inputs = {name: p.input for name, p in self._params.items()}
+    data = self._data(inputs)
     artifact = self._lower(mesh, inputs)
     print(f'{self._name}: {artifact.num_parameters:,} parameters on a mesh of '
           f'{"x".join(map(str, mesh.devices.shape))} {mesh.devices.flat[0].platform} devices',
           flush=True)
     program = program_lib.Program(artifact, mesh)
-    data = self._data(inputs, artifact)
     self.result = loop.train(
         program, data, self._logdir, max_steps=self._max_steps, seed=self._seed,
         save_every=self._task.train.save_interval_steps,
         say=lambda line: print(line, flush=True))
 
   def _lower(self, mesh: jax.sharding.Mesh, inputs: dict) -> artifact_lib.Artifact:
-    train = inputs['Train'].Instantiate()
-    shapes = _without_place(train.Dataset().element_spec)
-    shapes = jax.tree.map(lambda s: tuple(s.shape), shapes)
+    train = inputs['Train']
     artifact = lowering.lower_task(
         self._name, self._task, xla_sharding.Mesh(mesh.devices.shape, mesh.axis_names),
-        shapes, self._task.decode_rows,
-        {name: p.path for name, p in inputs.items()},
-        {'source': train.params.source_model, 'target': train.params.target_model})
+        generator.batch_shapes(train), {name: p.path for name, p in inputs.items()},
+        {'source': train.source_model, 'target': train.target_model})
     if os.path.exists(self._artifact_folder):
       there = artifact_lib.Artifact.load(self._artifact_folder)
       if [w[:3] for w in there.weights] != [w[:3] for w in artifact.weights]:
@@ -91,7 +89,7 @@ class SpmdTrainer:
     artifact.save(self._artifact_folder)
     return artifact
 
-  def _data(self, inputs, artifact) -> loop.Data:
+  def _data(self, inputs: dict) -> loop.Data:
     train = inputs['Train'].Copy().Set(seed=self._seed).Instantiate()
     once = inputs['Train'].Copy().Set(training=False).Instantiate()
     held_out = inputs['Dev'].Instantiate()

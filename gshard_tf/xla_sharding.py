@@ -74,10 +74,10 @@ class Mesh:
       devices = np.arange(self.size)
     devices = np.asarray(devices)
     if not np.array_equal(np.sort(devices, axis=None), np.arange(self.size)):
+      span = f' from {devices.min()} to {devices.max()}' if devices.size else ''
       raise ShardingError(
           f'the device order of a mesh of shape {self.shape} must hold each of '
-          f'0..{self.size - 1} once, got {devices.size} ids from '
-          f'{devices.min(initial=0)} to {devices.max(initial=0)}')
+          f'0..{self.size - 1} once, got {devices.size} ids{span}')
     self.devices = devices.reshape(self.shape)
 
   @property

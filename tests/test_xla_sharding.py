@@ -199,6 +199,7 @@ def test_table_errors(key, message):
     (((2, 2), ('a', 'b'), np.array([0, 1, 2, 2])), r'\(2, 2\) must hold each of 0\.\.3 once, got 4 ids from 0 to 2'),
     (((2, 2), ('a', 'b'), np.arange(1, 5)), 'got 4 ids from 1 to 4'),
     (((2, 2), ('a', 'b'), np.arange(3)), 'got 3 ids from 0 to 2'),
+    (((2, 2), ('a', 'b'), np.arange(0)), 'got 0 ids$'),
 ])
 def test_bad_meshes_raise(args, message):
   with pytest.raises(ShardingError, match=message):

@@ -25,6 +25,21 @@ from gshard_tf.input import pipeline
 from gshard_tf.input import tokenizer as tokenizers
 
 
+def batch_shapes(params):
+  """The shapes of a packed batch, without reading a file.
+
+  Args:
+    params: Params of a `TranslationInput`.
+
+  Returns:
+    Nested dicts of src and tgt with the keys of `pipeline.training_batches`,
+    and shapes (B, L).
+  """
+  shapes = lambda length, *names: {name: (params.batch_size, length) for name in names}
+  return {'src': shapes(params.source_length, 'ids', 'segment_ids', 'segment_pos'),
+          'tgt': shapes(params.target_length, 'ids', 'labels', 'segment_ids', 'segment_pos')}
+
+
 class TranslationSource(datasource.TFDatasetSource):
   """Feeds Lingvo's trainer from the generator that owns it."""
 

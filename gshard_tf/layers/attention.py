@@ -63,6 +63,12 @@ class MultiHeadAttention(weights.Layer):
   def __init__(self, params):
     super().__init__(params)
     p = self.params
+    exact = p.relative_buckets // (2 if p.causal else 4)  # buckets of one distance each
+    if p.relative_buckets and not 1 <= exact < p.relative_max_distance:
+      raise ValueError(
+          f'{self.path}: relative_buckets={p.relative_buckets} makes {exact} buckets of one '
+          f'distance each; they must be 1 at least and fewer than relative_max_distance='
+          f'{p.relative_max_distance}')
     proj = (p.model_dim, p.num_heads, p.head_dim)
     for name in ('wq', 'wk', 'wv'):
       self.CreateWeight(name, 'mnk', proj, weights.Init.fan_in(p.model_dim))

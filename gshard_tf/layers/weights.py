@@ -66,10 +66,15 @@ def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
   digest = hashlib.blake2b(spec.path.encode(), digest_size=4).digest()
   key = tf.stack([tf.cast(seed, tf.uint32),
                   tf.constant(int.from_bytes(digest, 'little'), tf.uint32)])
-  uniform = randomness.uniform_hash(key, (1, *spec.shape))[0]
+  return tf.cast(spec.init.mean + spec.init.stddev * _normal(key, spec.shape), dtype)
+
+
+@tf.function(autograph=False)  # traced once for each shape, not for each weight
+def _normal(key, shape):
+  """Standard normal numbers from the hash of a key and of each element's index."""
+  uniform = randomness.uniform_hash(key, (1, *shape))[0]
   # By the inverse of the distribution function; half a step off 0, where it is infinite.
-  noise = math.sqrt(2.) * tf.math.erfinv(2. * uniform - (1. - 2.**-24))
-  return tf.cast(spec.init.mean + spec.init.stddev * noise, dtype)
+  return math.sqrt(2.) * tf.math.erfinv(2. * uniform - (1. - 2.**-24))
 
 
 class _Initializer:

@@ -124,30 +124,32 @@ def train(program: program_lib.Program, data: Data, logdir: str, *, max_steps: i
   held_out = evaluate()
   untrained = held_out if resumed_from is None else None
   clock, stop = _Clock(step, max_steps), _Signals()
-  for batch in data.train(position) if step < max_steps else ():
-    position = int(batch.pop('position'))
-    state, metrics = program.train(state, program.put(batch), np.int32(seed))
-    metrics = {name: float(value) for name, value in metrics.items()}
-    step, loss = step + 1, metrics['loss']
-    clock.tick(step, batch)
-    log.write(step, metrics, clock.recent)
-    if not np.isfinite(loss):
-      raise FloatingPointError(
-          f'the loss is {loss} at step {step}; the newest checkpoint is of step '
-          f'{saved.latest_step()}; lower the learning rate')
-    end = step == max_steps or stop.received
-    if clock.due() or end:
-      say(f'step {step}/{max_steps}  loss {loss:.4f}  {clock.recent:,.0f} tokens/s  '
-          f'{clock.left()} left')
-    if step % save_every == 0 or end:
-      saved.save(step, state, {'position': position, 'seed': seed})
-      held_out = evaluate()
-      clock.resume()
-    if end:
-      break
-  saved.close()
-  log.close()
-  stop.restore()
+  try:
+    for batch in data.train(position) if step < max_steps else ():
+      position = int(batch.pop('position'))
+      state, metrics = program.train(state, program.put(batch), np.int32(seed))
+      metrics = {name: float(value) for name, value in metrics.items()}
+      step, loss = step + 1, metrics['loss']
+      clock.tick(step, batch)
+      log.write(step, metrics, clock.recent)
+      if not np.isfinite(loss):
+        raise FloatingPointError(
+            f'the loss is {loss} at step {step}; the newest checkpoint is of step '
+            f'{saved.latest_step()}; lower the learning rate')
+      end = step == max_steps or stop.received
+      if clock.due() or end:
+        say(f'step {step}/{max_steps}  loss {loss:.4f}  {clock.recent:,.0f} tokens/s  '
+            f'{clock.left()} left')
+      if step % save_every == 0 or end:
+        saved.save(step, state, {'position': position, 'seed': seed})
+        held_out = evaluate()
+        clock.resume()
+      if end:
+        break
+  finally:
+    saved.close()
+    log.close()
+    stop.restore()
   if stop.received:
     say(f'stopped by {stop.received} at step {step}; the same command resumes from there')
   return Result(step, loss, clock.mean(), resumed_from, held_out, untrained, data.unigram_nll)

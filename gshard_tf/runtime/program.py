@@ -60,9 +60,8 @@ class Program:
         self._train, donate_argnums=0,
         in_shardings=(self.state_shardings, self._rows, self._whole),
         out_shardings=(self.state_shardings, self._whole))
-    self.evaluate = jax.jit(
-        self.function('evaluate').call, in_shardings=(shardings, self._rows),
-        out_shardings=self._whole)
+    self.evaluate = jax.jit(self._evaluate, in_shardings=(shardings, self._rows),
+                            out_shardings=self._whole)
 
   def function(self, name: str) -> export.Exported:
     """One of the artifact's functions."""
@@ -85,3 +84,7 @@ class Program:
                    learning_rate=self._learning_rate(state['step']))
     return dict(theta=optax.apply_updates(state['theta'], updates),
                 optimizer=optimizer, step=state['step'] + 1), metrics
+
+  def _evaluate(self, theta, batch):
+    """From each metric's name to float32 [2], value and weight."""
+    return self.function('evaluate').call(theta, batch)

@@ -149,3 +149,12 @@ def test_softmax_in_float32_whatever_the_activations():
   assert got.dtype == tf.bfloat16
   # Eight bits of mantissa in each of four products of values of order 1.
   np.testing.assert_allclose(tf.cast(got, tf.float32), want, atol=.15)
+
+
+@pytest.mark.parametrize('buckets, distance', [(2, 128), (32, 8)])
+def test_buckets_that_cannot_be_made_are_refused(buckets, distance):
+  params = attention.MultiHeadAttention.Params().Set(
+      name='attention', model_dim=8, num_heads=2, head_dim=4, relative_buckets=buckets,
+      relative_max_distance=distance)
+  with pytest.raises(ValueError, match=f'relative_buckets={buckets} .*={distance}'):
+    params.Instantiate()

@@ -74,6 +74,6 @@ def test_logits_share_the_table(table):
   np.testing.assert_allclose(layer.Logits(theta, tf.constant(x)), want, atol=1e-5)
 
 
-def test_initial_embeddings_have_variance_one_and_logits_too():
+def test_initial_table_gives_embeddings_of_variance_one():
   layer = layers.make(embedding.Embedding.Params().Set(vocab_size=4, model_dim=64))
   assert layer._weight_specs['table'].init.stddev == pytest.approx(64**-.5)

@@ -39,7 +39,7 @@ def steps_of(cls):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_every_model_instantiates_and_its_sharding_table_is_complete(name):
-  model_imports.ImportParams(name)
+  assert model_imports.ImportParams(name)
   cls = lingvo_registry.GetClass(name)  # as --model finds it
   assert issubclass(cls, translation.Translation)
   assert cls.__doc__
@@ -51,18 +51,19 @@ def test_every_model_instantiates_and_its_sharding_table_is_complete(name):
     partitioning.mesh.tile_assignment(axes)
   assert len({w.path for w in steps.specs}) == len(steps.specs)
   for dataset in ('Train', 'Dev', 'Test'):
-    params = lingvo_registry.GetParams(name, dataset)
-    assert params.input.batch_size == cls.ROWS > 0
-    assert params.input.path.endswith(f'{dataset.lower()}.tsv')
-  assert params.task.decode_rows > 0
+    data = getattr(cls(), dataset)()
+    assert data.batch_size == cls.ROWS > 0
+    assert data.path.endswith(f'{dataset.lower()}.tsv')
+    assert data.training == (dataset == 'Train')
+  assert steps.params.decode_rows > 0
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_tokens_split_into_groups_and_groups_over_devices(name):
   cls = MODELS[name]
   for length in (cls.SOURCE_LENGTH, cls.TARGET_LENGTH):
-    # One row is never shared by two groups' devices, and all groups are full.
     assert not cls.NUM_GROUPS or cls.ROWS * length % cls.NUM_GROUPS == 0
+  # So rows lie along the same devices as experts, one expert a device.
   assert not cls.NUM_EXPERTS or cls.ROWS % cls.NUM_EXPERTS == 0
 
 

@@ -59,9 +59,9 @@ class Model:
         return out.logits, nll, dict(metrics)
 
     self.predict = lambda batch: predict(self.theta, as_tensors(batch))
-    self.encode, self.decode, self.train = (
-        functools.partial(compiled(f), self.theta)
-        for f in (self.steps.encode, self.steps.decode, self.steps.train))
+    self.encode, self.decode = (functools.partial(compiled(f), self.theta)
+                                for f in (self.steps.encode, self.steps.decode))
+    self.train = compiled(self.steps.train)
 
 
 @functools.cache
@@ -190,7 +190,7 @@ def test_evaluate_of_the_steps_are_the_metrics_of_the_task():
 
 def test_a_batch_of_padding_is_finite():
   batch, _ = rows([])
-  out = small().train(as_tensors(batch), tf.constant(0), tf.constant(0))
+  out = small().train(small().theta, as_tensors(batch), tf.constant(0), tf.constant(0))
   for name, value in {**out['metrics'], **out['grads']}.items():
     assert np.isfinite(value).all(), name
   assert float(out['metrics']['nll']) == 0.
@@ -203,7 +203,8 @@ def random_model():
 
 def test_a_training_step_is_a_function_of_step_and_seed(random_model):
   batch = as_tensors(rows([PAIRS[:3], PAIRS[3:]])[0])
-  at = lambda step, seed: random_model.train(batch, tf.constant(step), tf.constant(seed))
+  at = lambda step, seed: random_model.train(
+      random_model.theta, batch, tf.constant(step), tf.constant(seed))
   first, again = at(3, 8), at(3, 8)
   tf.nest.map_structure(np.testing.assert_array_equal, first, again)
   losses = {float(at(*key)['metrics']['loss']) for key in ((3, 8), (4, 8), (3, 9))}
@@ -212,21 +213,20 @@ def test_a_training_step_is_a_function_of_step_and_seed(random_model):
 
 def test_the_gradient_is_that_of_the_loss():
   # Along the gradient the loss rises by its squared norm, to first order; the
-  # mean of both directions takes out the second order.
+  # mean of both directions takes out the second order. The step is small, since
+  # the loss jumps where a token changes experts.
   batch = as_tensors(rows([PAIRS[:3], PAIRS[3:]])[0])
   model = small()
-  train = tf.function(model.steps.train, jit_compile=True, autograph=False)
-  at = lambda theta: train(theta, batch, tf.constant(0), tf.constant(0))
+  at = lambda theta: model.train(theta, batch, tf.constant(0), tf.constant(0))
   grads = at(model.theta)['grads']
   assert grads.keys() == model.theta.keys()
   assert all(np.abs(g).max() > 0. for g in grads.values())  # every weight is used
   norm = float(tf.linalg.global_norm(list(grads.values())))
-  epsilon = 1e-2 / norm
+  epsilon = 1e-3 / norm
   up, down = (float(at({k: w + sign * epsilon * grads[k] for k, w in model.theta.items()})
                     ['metrics']['loss']) for sign in (1., -1.))
-  # A difference of 2e-2 of losses near 4 that have errors of about 1e-6; the
-  # rest is the third order.
-  assert (up - down) / (2. * epsilon) == pytest.approx(norm**2, rel=.02)
+  # A difference of 5e-3 of losses near 4, which have errors of about 2e-6.
+  assert (up - down) / (2. * epsilon) == pytest.approx(norm**2, rel=.005)
 
 
 def test_specs_are_the_same_for_the_task_and_the_steps():
