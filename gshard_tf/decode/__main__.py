@@ -46,12 +46,12 @@ def _parse_flags():
   parser.add_argument('--logdir', required=True, help='where the trainer wrote')
   parser.add_argument('--dataset', default='Test', help='Train, Dev or Test (%(default)s)')
   parser.add_argument('--input', help='a file of sentences, one a line; - for standard input')
-  parser.add_argument('--lang', default='', help='language of the --input')
+  parser.add_argument('--lang', default='', help='language of the --input, repeated in the JSON result')
   parser.add_argument('--beam', type=int, default=4, help='beams for each sentence (%(default)s)')
   parser.add_argument('--untrained', action='store_true',
                       help="also score the model's initial weights")
   parser.add_argument('--json', nargs='?', const='-',
-                      help='print the scores as JSON on the last line, or write them to a file')
+                      help='print the result as JSON on the last line, or write it to a file')
   return parser.parse_args()
 
 
@@ -62,10 +62,16 @@ def main():
     sentences = _read_input(args.input) if args.input else None
     model = _Model(args.logdir, args.beam)
     if sentences is not None:
-      for line in model.translate(sentences):
-        print(line)
+      translations = model.translate(sentences)
+      print('\n'.join(translations))
+      result = {'language': args.lang, 'translations': translations}
     else:
-      _score(model, args)
+      result = _score(model, args)
+    if args.json == '-':
+      print(json.dumps(result))
+    elif args.json:
+      with open(args.json, 'w', encoding='utf-8') as f:
+        json.dump(result, f)
     return 0
   except (DecodeError, translate.BeamError, mesh_lib.MeshError, corpora.CorpusError) as error:
     print(f'decode: {error}', file=sys.stderr)
@@ -119,6 +125,7 @@ def _read_input(path):
 
 
 def _score(model, args):
+  """Translates and scores a data set, prints the table, returns the JSON result."""
   inputs = model.artifact.inputs
   if args.dataset not in inputs:
     raise DecodeError(f'no data set {args.dataset}; choose one of {", ".join(inputs)}')
@@ -137,11 +144,7 @@ def _score(model, args):
   report.print_examples([
       report.Example(languages[i], sources[i], translations[i], references[i])
       for i in report.spread_over_languages(languages, _EXAMPLES)])
-  if args.json == '-':
-    print(json.dumps(result))
-  elif args.json:
-    with open(args.json, 'w', encoding='utf-8') as f:
-      json.dump(result, f)
+  return result
 
 
 if __name__ == '__main__':
