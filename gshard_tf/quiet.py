@@ -1,7 +1,8 @@
 """Start-up without the chatter of libraries.
 
 TensorFlow's C++ logs a few lines at import, before any of its settings can stop
-them, and Lingvo prints a line for each file in which a model might be.
+them; Lingvo prints a line for each file in which a model might be; and libtpu,
+where it is installed, complains that there is no TPU.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import tempfile
 
 
 @contextlib.contextmanager
-def imports():
+def libraries():
   """Keeps standard error quiet; if the body fails, shows what it had said."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   sys.stderr.flush()

@@ -21,7 +21,7 @@ from absl import logging
 
 from gshard_tf import quiet
 
-with quiet.imports():
+with quiet.libraries():
   # pylint: disable=g-import-not-at-top
   from lingvo import model_imports
   from lingvo import model_registry as lingvo_registry
@@ -67,7 +67,7 @@ class RunnerManager(lingvo_trainer.RunnerManager):
   def _CreateRunner(self, job, model_task_name, logdir, tf_master, trial):
     if job != 'spmd':
       return super()._CreateRunner(job, model_task_name, logdir, tf_master, trial)
-    with quiet.imports():
+    with quiet.libraries():
       params = {name: self.GetParamsForDataset('trainer_client', name)
                 for name in ('Train', 'Dev', 'Test')}
     return runners.SpmdTrainer(
@@ -110,7 +110,7 @@ def import_model(name: str):
   known = registered()
   if name in known:
     return
-  with quiet.imports():
+  with quiet.libraries():
     try:
       if '.' in name and model_imports.ImportParams(name, require_success=False):
         lingvo_registry.GetClass(name)
@@ -128,7 +128,7 @@ def registered() -> list[str]:
   """Names of all models in `model_registry`."""
   for module in pkgutil.iter_modules(model_registry.__path__, 'model_registry.'):
     importlib.import_module(module.name)
-  with quiet.imports():
+  with quiet.libraries():
     names = lingvo_registry.GetAllRegisteredClasses()
   return sorted(name for name in names if name.startswith('model_registry.'))
 

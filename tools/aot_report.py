@@ -17,7 +17,7 @@ from absl import flags
 
 from gshard_tf import quiet
 
-with quiet.imports():
+with quiet.libraries():
   # pylint: disable=g-import-not-at-top
   from lingvo import model_registry as lingvo_registry
   from rich import box
@@ -47,7 +47,7 @@ def report(name: str, topology: str, mesh: str) -> dict:
     What the command prints as JSON.
   """
   trainer.import_model(name)
-  with quiet.imports():
+  with quiet.libraries():
     params = lingvo_registry.GetParams(name, 'Train')
   sizes = mesh_lib.parse(mesh, len(params.task.mesh_axes))
   devices = aot.topology_mesh(topology, sizes, params.task.mesh_axes)

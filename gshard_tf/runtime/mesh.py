@@ -6,6 +6,8 @@ from typing import Sequence
 import jax
 import numpy as np
 
+from gshard_tf import quiet
+
 
 class MeshError(ValueError):
   """A mesh that cannot be had."""
@@ -61,7 +63,8 @@ def make(sizes: tuple[int, ...] | None, axis_names: Sequence[str]) -> jax.shardi
   Raises:
     MeshError: there are fewer devices than the mesh has.
   """
-  devices = jax.devices()
+  with quiet.libraries():
+    devices = jax.devices()
   if sizes is None:
     sizes = (len(devices),) + (1,) * (len(axis_names) - 1)
   need = math.prod(sizes)
