@@ -17,6 +17,10 @@ from gshard_tf.runtime import program as program_lib
 _REPORT_SECONDS = 5.
 
 
+class ResumeError(ValueError):
+  """A run that a checkpoint does not continue."""
+
+
 @dataclasses.dataclass
 class Data:
   """What a model is trained and evaluated on; batches as in the artifact.
@@ -102,6 +106,10 @@ def train(program: program_lib.Program, data: Data, logdir: str, *, max_steps: i
 
   Returns:
     How it ended.
+
+  Raises:
+    ResumeError: the checkpoint is of another seed.
+    FloatingPointError: the loss is not finite.
   """
   saved = checkpoint.Checkpoints(os.path.join(logdir, 'checkpoints'))
   resumed_from = saved.latest_step()
@@ -110,6 +118,9 @@ def train(program: program_lib.Program, data: Data, logdir: str, *, max_steps: i
   else:
     state, place = saved.restore(resumed_from, program.state_shapes, program.state_shardings)
     position = place['position']
+    if place['seed'] != seed:
+      raise ResumeError(f'{logdir} was trained with seed {place["seed"]}, not {seed}; give '
+                        'that seed, or another logdir')
     say(f'resumed from step {resumed_from} in {logdir}')
   step, loss = resumed_from or 0, None
   log = LossLog(os.path.join(logdir, 'train'), step)

@@ -182,3 +182,12 @@ def test_the_input_that_fails_leaves_what_was_saved(straight, tmp_path):
   assert saved_state(tmp_path, 5)[1]['position'] == 15
   train(tmp_path, 10)
   assert_continues(tmp_path, straight)
+
+
+def test_another_seed_does_not_resume(straight, tmp_path):
+  logdir = tmp_path / 'logdir'
+  shutil.copytree(straight[0], logdir)
+  with pytest.raises(loop.ResumeError, match=f'with seed {SEED}, not {SEED + 1}'):
+    loop.train(lowered.program((2, 1)), lowered.data(), str(logdir), max_steps=12,
+               seed=SEED + 1, save_every=4, say=lambda line: None)
+  assert losses(logdir) == losses(straight[0])
