@@ -18,6 +18,8 @@ from gshard_tf.runtime import mesh as mesh_lib
 from tests import lowered
 from tests.lowered import Small
 
+pytestmark = pytest.mark.slow
+
 MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2)]
 STEP, SEED = 3, 7
 EXPERTS = (Small.NUM_EXPERTS, Small.MODEL_DIM, Small.HIDDEN_DIM)  # [E, M, H]

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = 'model_registry.smoke.Tiny'
 DETERMINISTIC = 'model_registry.smoke.TinyDeterministic'
@@ -59,7 +61,6 @@ def test_reports_progress_and_ends_with_the_contract_on_one_line(logdir):
   assert result['loss'] == losses[-1]['loss']
 
 
-@pytest.mark.slow  # Lingvo's trainer alone waits half a minute
 def test_agrees_with_lingvos_own_trainer(logdir, tmp_path):
   result = subprocess.run(
       [sys.executable, '-m', 'lingvo.trainer', f'--model={DETERMINISTIC}',
@@ -109,7 +110,6 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
       assert line['loss'] == before[line['step']]
 
 
-@pytest.mark.slow  # 400 steps
 def test_learns_more_than_a_unigram_model(tmp_path):
   result = _run(f'--model={TINY}', f'--logdir={tmp_path}', '--mesh=8', '--max_steps=400', '--json')
   assert result.returncode == 0, result.stderr

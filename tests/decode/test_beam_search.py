@@ -17,6 +17,8 @@ import pytest
 
 from gshard_tf.decode.beam_search import beam_search, length_penalties, repeat_per_beam
 
+pytestmark = pytest.mark.slow
+
 PAD, BOS, EOS = 0, 1, 2
 FEATURES = 6
 

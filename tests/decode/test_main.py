@@ -16,6 +16,8 @@ from gshard_tf.input import corpus as corpora
 from gshard_tf.runtime import checkpoint
 from tests import lowered
 
+pytestmark = pytest.mark.slow
+
 MESH = (2, 1)
 BEAM = 2
 STEP, SEED = 12, 3
@@ -24,6 +26,7 @@ EACH = 8  # sentences; 24 are more than the rows of a step
 # Runs the module, and fails if that has imported what an artifact does without.
 DRIVER = """
 import runpy, sys
+
 try:
   runpy.run_module('gshard_tf.decode', run_name='__main__', alter_sys=True)
 except SystemExit as end:

@@ -11,6 +11,8 @@ from gshard_tf.input import tokenizer as tokenizers
 from tests import lowered
 from tests.lowered import Small
 
+pytestmark = pytest.mark.slow
+
 MESH = (2, 1)
 
 

@@ -3,20 +3,16 @@
 Dimensions: B rows, L positions, M model.
 """
 
-import functools
-
 from lingvo.core import py_utils
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from gshard_tf.layers import attention
-from gshard_tf.layers import feed_forward
-from gshard_tf.layers import moe
 from gshard_tf.layers import transformer
 from tests.layers import layer as layers
+from tests.layers.stacks import MODEL_DIM as _M, block_params, make_stack
 
-_B, _L, _M = 2, 4, 8
+_B, _L = 2, 4
 
 
 @pytest.mark.parametrize('kind', ['rms', 'layer'])
@@ -47,27 +43,6 @@ def test_norm_is_computed_in_float32():
 def test_norm_of_an_unknown_kind_raises():
   with pytest.raises(ValueError, match="kind is 'batch'; choose rms or layer"):
     layers.make(transformer.Norm.Params().Set(model_dim=_M, kind='batch'))
-
-
-def block_params(sparse, dropout=0.):
-  ff = moe.MoE.Params().Set(num_experts=2) if sparse else feed_forward.FeedForward.Params()
-  p = transformer.TransformerBlock.Params().Set(
-      feed_forward=ff.Set(model_dim=_M, hidden_dim=6, dropout=dropout), dropout=dropout)
-  p.norm.model_dim = _M
-  p.self_attention = attention.MultiHeadAttention.Params().Set(
-      model_dim=_M, num_heads=2, head_dim=4, relative_buckets=8)
-  return p
-
-
-def stack_params(*sparse, **kwargs):
-  p = transformer.Stack.Params().Set(blocks=[block_params(s, **kwargs) for s in sparse])
-  p.norm.model_dim = _M
-  return p
-
-
-@functools.cache
-def make_stack(*sparse, **kwargs):
-  return layers.make(stack_params(*sparse, **kwargs))
 
 
 def inputs():

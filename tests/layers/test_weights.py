@@ -11,7 +11,7 @@ from gshard_tf import xla_sharding
 from gshard_tf.layers import feed_forward
 from gshard_tf.layers import weights
 from tests.layers import layer as layers
-from tests.layers.test_transformer import make_stack
+from tests.layers.stacks import make_stack
 
 
 def spec(path='a.w', shape=(256, 256), init=weights.Init(0., 1.)):

@@ -18,6 +18,8 @@ import model_registry
 from model_registry import catalog
 from model_registry import m4
 
+pytestmark = pytest.mark.slow
+
 
 def registered():
   """The classes of all modules of the registry that are not private."""

@@ -16,6 +16,8 @@ from gshard_tf.layers import weights
 from model_registry import smoke
 from tests.layers import layer as layers
 
+pytestmark = pytest.mark.slow
+
 _B, _L, _T, _V = 4, 12, 10, 40
 # Logits of order 1 after 4 blocks, some thousands of float32 operations deep.
 _ATOL = 2e-5

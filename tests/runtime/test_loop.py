@@ -16,6 +16,8 @@ from gshard_tf.runtime import checkpoint
 from gshard_tf.runtime import loop
 from tests import lowered
 
+pytestmark = pytest.mark.slow
+
 SEED = 4
 
 

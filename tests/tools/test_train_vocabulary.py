@@ -12,6 +12,8 @@ from gshard_tf.input import tokenizer as tokenizers
 from tests.input import languages
 from tools import train_vocabulary
 
+pytestmark = pytest.mark.slow
+
 SIZES = ['--source_size=360', '--target_size=320']
 
 
