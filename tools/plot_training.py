@@ -14,10 +14,14 @@ import sys
 
 import matplotlib
 import numpy as np
-from tensorboard.backend.event_processing import event_accumulator
+
+from gshard_tf import quiet
 
 matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # pylint: disable=g-import-not-at-top,wrong-import-position
+with quiet.libraries():
+  # pylint: disable=g-import-not-at-top
+  from matplotlib import pyplot as plt
+  from tensorboard.backend.event_processing import event_accumulator
 
 _SMOOTHING = 20  # steps
 
