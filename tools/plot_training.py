@@ -14,14 +14,12 @@ import sys
 
 import matplotlib
 import numpy as np
+from tensorboard.backend.event_processing import event_accumulator
 
 from gshard_tf import quiet
 
 matplotlib.use('Agg')
-with quiet.libraries():
-  # pylint: disable=g-import-not-at-top
-  from matplotlib import pyplot as plt
-  from tensorboard.backend.event_processing import event_accumulator
+from matplotlib import pyplot as plt  # pylint: disable=g-import-not-at-top,wrong-import-position
 
 _SMOOTHING = 20  # steps
 
@@ -39,7 +37,8 @@ def read_losses(logdir: str) -> tuple[np.ndarray, np.ndarray]:
 
 def read_scalar(logdir: str, tag: str) -> list[tuple[int, float]]:
   """The steps and values of a TensorBoard scalar; empty where there is none."""
-  events = event_accumulator.EventAccumulator(os.path.join(logdir, 'train')).Reload()
+  with quiet.libraries():  # it imports TensorFlow
+    events = event_accumulator.EventAccumulator(os.path.join(logdir, 'train')).Reload()
   if tag not in events.Tags()['scalars']:
     return []
   return [(e.step, e.value) for e in events.Scalars(tag)]
