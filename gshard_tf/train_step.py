@@ -134,8 +134,11 @@ class Steps:
 
   def _pack(self, theta):
     """Annotates weights, and through them their gradients; nests them."""
-    return weights.pack(self._structure, {
-        w.path: xla_sharding.annotate(theta[w.path], w.letters) for w in self.specs})
+    annotated = {}
+    for w in self.specs:
+      with weights.scope(w.path.rpartition('.')[0]):
+        annotated[w.path] = xla_sharding.annotate(theta[w.path], w.letters)
+    return weights.pack(self._structure, annotated)
 
   def _context(self):
     return xla_sharding.partitioning(*self.partitioning)

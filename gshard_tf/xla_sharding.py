@@ -295,4 +295,5 @@ def annotate(x: tf.Tensor, letters: str) -> tf.Tensor:
   here = current()
   if here.mesh is None:
     return x
-  return mesh_split(x, here.mesh, here.axes(letters))
+  with tf.name_scope(letters):  # tells the annotation in the partitioned program
+    return mesh_split(x, here.mesh, here.axes(letters))

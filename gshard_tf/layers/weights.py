@@ -5,7 +5,10 @@ declaration serves Lingvo, which makes a variable of it, and the lowering, which
 reads `weight_specs` and never makes one.
 """
 
+import contextlib
+import functools
 import hashlib
+import inspect
 import math
 from typing import NamedTuple, Sequence
 
@@ -94,7 +97,17 @@ class Layer(base_layer.BaseLayer):
 
   `FProp` reads weights from the `theta` that it is given and never from the
   variables, so that the layer can be lowered with weights as arguments.
+
+  Whatever a public method that takes `theta` computes is named after the layer's
+  path, through to the metadata of the partitioned program.
   """
+
+  def __init_subclass__(cls, **kwargs):
+    super().__init_subclass__(**kwargs)
+    for name, method in list(vars(cls).items()):
+      if (not name.startswith('_') and inspect.isfunction(method)
+          and 'theta' in inspect.signature(method).parameters):
+        setattr(cls, name, _in_scope_of_layer(method))
 
   def CreateWeight(self, name: str, letters: str, shape: Sequence[int], init: Init):
     """Declares the weight `name` of this layer.
@@ -128,13 +141,29 @@ class Layer(base_layer.BaseLayer):
         init=py_utils.WeightInit.CustomVarInit(
             _Initializer(spec, self.params.random_seed or 0)), **sharding))
 
-
   def _path_in_task(self):
     """This layer's path, with a dot at the end, from the task it is part of."""
     root = self
     while root.parent is not None and not isinstance(root, base_model.BaseTask):
       root = root.parent
     return f'{self.path}.'[len(root.path) + 1:]
+
+
+def scope(path: str):
+  """A context in which operations are named after the layer at `path` in its task."""
+  # The slash at the end means this very name: not below the scope of the layer
+  # that calls, and without a number at the second call.
+  return tf.name_scope(f'{path}/') if path else contextlib.nullcontext()
+
+
+def _in_scope_of_layer(method):
+
+  @functools.wraps(method)
+  def wrapped(self, *args, **kwargs):
+    with scope(self._path_in_task().rstrip('.')):
+      return method(self, *args, **kwargs)
+
+  return wrapped
 
 
 def weight_specs(layer: base_layer.BaseLayer) -> py_utils.NestedMap:
