@@ -10,6 +10,7 @@ import math
 import re
 from typing import Iterator, NamedTuple
 
+from gshard_tf import device_mesh
 from gshard_tf.runtime import hlo
 from gshard_tf.runtime import tiles
 
@@ -70,7 +71,7 @@ class Graph:
     named: those of each op name.
   """
 
-  def __init__(self, module: hlo.Module, mesh: tiles.Mesh, layers: frozenset[str]):
+  def __init__(self, module: hlo.Module, mesh: device_mesh.Mesh, layers: frozenset[str]):
     self.mesh = mesh
     self.layers = layers
     self.instructions = {name: i for c in module.computations.values() for name, i in c.items()}

@@ -117,7 +117,7 @@ def _moved(collective, graph):
     for tensor in graph.operands(user):
       axes, dims = graph.axes(tensor), tensor.shape.dims
       if axes is None or any(axes):
-        shard = graph.mesh.shard(dims, axes) if axes else ()
+        shard = tiles.shard(graph.mesh, dims, axes) if axes else ()
         if not axes or math.prod(shard) == sent:
           return user, tensor
   return None
@@ -199,7 +199,7 @@ class _Reshard:
     if not lost or not after:
       return None
     for d, axes in lost.items():
-      wanted[d] = tuple(a for a in self._graph.mesh.names if a in axes) + wanted[d]
+      wanted[d] = tuple(a for a in self._graph.mesh.axis_names if a in axes) + wanted[d]
     letters = self._graph.origin(goal).letters
     again = self._graph.origin(after[0][0])
     return Fix(f'{letters!r} gives up what {again.letters!r} in {again.layer} takes up again: '
