@@ -167,8 +167,16 @@ class Graph:
 
   def dim_map(self, instruction: hlo.Instruction, position: int) -> DimMap:
     """Which dimension of the result each dimension of an operand becomes."""
-    shapes = [o.shape.dims for o in self.operands(instruction)]
-    return dim_map(instruction, shapes, position)
+    operands = self.operands(instruction)
+    dims = dim_map(instruction, [o.shape.dims for o in operands], position)
+    if instruction.opcode == 'gather' and position == 0:
+      # tf.gather of batches: an iota is concatenated with the indices.
+      pieces = self.operands(operands[1]) if operands[1].opcode == 'concatenate' else ()
+      places = dim_map(instruction, [o.shape.dims for o in operands], 1)
+      for d, piece in zip(instruction.integers('start_index_map'), pieces):
+        if piece.opcode == 'iota' and dims[d] is None:
+          dims = (*dims[:d], places[piece.integers('iota_dimension')[0]], *dims[d + 1:])
+    return dims
 
 
 def compose(first: DimMap, second: DimMap) -> DimMap:
@@ -206,7 +214,17 @@ def dim_map(instruction: hlo.Instruction, operands: list[tuple[int, ...]],
     starts = {math.prod(result[:d]): d for d in range(len(result)) if result[d] > 1}
     return tuple(starts.get(math.prod(given[:d])) if n > 1 else None
                  for d, n in enumerate(given))
-  if len(given) == len(result) and instruction.opcode not in ('gather', 'scatter'):
+  if instruction.opcode == 'gather':
+    offset = instruction.integers('offset_dims')
+    if position == 0:
+      collapsed = instruction.integers('collapsed_slice_dims')
+      to = dict(zip((d for d in range(len(given)) if d not in collapsed), offset))
+    else:
+      vector = instruction.integers('index_vector_dim')[0]
+      to = dict(zip((d for d in range(len(given)) if d != vector),
+                    (d for d in range(len(result)) if d not in offset)))
+    return tuple(to.get(d) for d in range(len(given)))
+  if len(given) == len(result) and instruction.opcode != 'scatter':
     return tuple(range(len(given)))
   return (None,) * len(given)
 

@@ -105,7 +105,8 @@ def _lower(program, function):
   theta, *inputs = jax.tree.unflatten(exported.in_tree, exported.in_avals)[0]
   place = lambda x: mesh_lib.sharding(program.mesh, (artifact.batch_axes,) if x.ndim else ())
   shardings = (program.state_shardings['theta'], *jax.tree.map(place, inputs))
-  return jax.jit(exported.call, in_shardings=shardings).lower(theta, *inputs)
+  call = lambda theta, *inputs: exported.call(theta, *inputs)  # whose arguments have names
+  return jax.jit(call, in_shardings=shardings).lower(theta, *inputs)
 
 
 def _compile(lowered):
