@@ -174,9 +174,17 @@ class Graph:
       pieces = self.operands(operands[1]) if operands[1].opcode == 'concatenate' else ()
       places = dim_map(instruction, [o.shape.dims for o in operands], 1)
       for d, piece in zip(instruction.integers('start_index_map'), pieces):
-        if piece.opcode == 'iota' and dims[d] is None:
-          dims = (*dims[:d], places[piece.integers('iota_dimension')[0]], *dims[d + 1:])
+        counted = self._counted(piece)
+        if counted is not None:
+          dims = (*dims[:d], places[counted], *dims[d + 1:])
     return dims
+
+  def _counted(self, instruction):
+    """The dimension along which an instruction only counts; None if there is none."""
+    if instruction.opcode == 'broadcast':
+      inner = self._counted(self.operands(instruction)[0])
+      return None if inner is None else instruction.integers('dimensions')[inner]
+    return instruction.integers('iota_dimension')[0] if instruction.opcode == 'iota' else None
 
 
 def compose(first: DimMap, second: DimMap) -> DimMap:

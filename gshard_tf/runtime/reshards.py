@@ -63,13 +63,13 @@ class Cause:
 
 
 def rematerialized(messages: str) -> frozenset[str]:
-  """The operations that XLA warned it would copy whole onto every device.
+  """The tensors that XLA warned it would copy whole onto every device.
 
   Args:
     messages: what XLA wrote while it compiled.
 
   Returns:
-    Their op names.
+    The op names of their instructions.
   """
   return frozenset(_REMATERIALIZED.findall(messages))
 
@@ -100,7 +100,7 @@ def explain(collective: collectives.Collective, graph: dataflow.Graph,
                               after=reshard.after)
   if permuted and reshard.user.opcode in _HALO:
     return dataclasses.replace(cause, asked=f"neighbours' edges, for {reshard.user.opcode}")
-  fix = _fix(reshard, collective.kind == 'all-gather', collective.op_name in whole)
+  fix = _fix(reshard, collective.kind == 'all-gather', whole)
   return dataclasses.replace(cause, fix=fix, asked='' if fix else reshard.asked())
 
 
@@ -192,9 +192,9 @@ def _after(collective, graph, user, tensor, group_axes):
   return tuple(less)
 
 
-def _fix(reshard, gathered, warned):
+def _fix(reshard, gathered, whole):
   """What removes the reshard; None of one that is asked for."""
-  fix = _weight_fix(reshard) or _whole_fix(reshard, gathered, warned)
+  fix = _weight_fix(reshard) or _whole_fix(reshard, gathered, whole)
   if fix is None and not any(reshard.askers()):
     fix = _conflict_fix(reshard) or _missing_fix(reshard)
   return fix or _round_trip_fix(reshard)
@@ -239,17 +239,28 @@ def _fitting(reshard):
   return fitting
 
 
-def _whole_fix(reshard, gathered, warned):
-  """Of a tensor that is copied whole onto every device between two layouts."""
+def _whole_fix(reshard, gathered, whole):
+  """Of a tensor that is copied whole onto every device between two layouts.
+
+  XLA warns of most; otherwise it is a gather for an operation that only moves
+  elements or takes them one by one, and that is itself split along the axes.
+  """
+  graph, user, tensor = reshard.graph, reshard.user, reshard.tensor
   lost = {a for axes in reshard.lost().values() for a in axes}
-  again = {a for axes in reshard.after or () for a in axes}
-  if not warned and not (reshard.annotated and gathered and lost & again):
+  again = {a for axes in graph.axes(user) or () for a in axes}
+  one_by_one = math.prod(user.shape.dims) == math.prod(tensor.shape.dims)
+  if not reshard.goals or user is tensor or not gathered or not (
+      tensor.op_name in whole or one_by_one and lost & again):
     return None
-  origin, before = reshard.graph.origin(reshard.user), reshard.before or ()
-  entry = f'the entry {origin.letters!r}' if origin.letters else 'what follows'
-  return Fix(f'{_at(origin)} goes by a whole copy on every device: give {entry} the layout before '
-             f'it, {_text(before)}, or change one dimension at a time',
-             origin.letters or '', _mapping(before))
+  goal, dims = reshard.goals[0]
+  mapping = [()] * len(goal.shape.dims)
+  for d, axes in zip(dims, reshard.before or ()):
+    if d is not None:
+      mapping[d] = axes
+  letters = graph.origin(goal).letters
+  return Fix(f'{_at(graph.origin(user))} copies the tensor whole onto every device to bring it to '
+             f'the layout of {letters!r}: make that entry {_text(mapping)} in the sharding table, '
+             'or change one dimension at a time', letters, _mapping(mapping))
 
 
 def _conflict_fix(reshard):
