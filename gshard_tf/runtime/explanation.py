@@ -68,6 +68,55 @@ class Explanation:
   activations: list[Tensor]
   collectives: list[tuple[collectives.Collective, reshards.Cause]]
 
+  def as_dict(self) -> dict:
+    """Everything as what JSON has; sizes in bytes a device, shardings as table entries."""
+    rows = [_collective(c, cause) for c, cause in self.collectives]
+    return dict(
+        mesh=dict(zip(self.mesh.axis_names, self.mesh.shape)), partitions=self.mesh.size,
+        weights=[_tensor(w) for w in self.weights],
+        activations=[_tensor(a) for a in self.activations],
+        collectives=rows, unrequested=[row for row in rows if not row['requested']],
+        kinds={kind: total._asdict() for kind, total in collectives.totals(
+            c for c, _ in self.collectives).items()},
+        layers=self._layers(rows))
+
+  def _layers(self, rows):
+    """Totals by layer, most bytes between devices first."""
+    layers = {}
+    def total(layer):
+      return layers.setdefault(layer, dict(
+          layer=layer, weights=0, activations=0, collectives=0, unrequested=0))
+    for weight in self.weights:
+      total(weight.layer)['weights'] += weight.device_shape.bytes
+    for activation in self.activations:
+      total(activation.layer)['activations'] += activation.device_shape.bytes * activation.count
+    for row in rows:
+      total(row['layer'])['collectives'] += row['bytes']
+      total(row['layer'])['unrequested'] += row['bytes'] * (not row['requested'])
+    return sorted(layers.values(), key=lambda l: (-l['collectives'], -l['weights'], l['layer']))
+
+
+def _tensor(t):
+  return dict(layer=t.layer, name=t.name, letters=t.letters, dtype=t.shape.dtype,
+              shape=t.shape.dims, sharding=_entry(t.axes), device_shape=t.device_shape.dims,
+              bytes=t.device_shape.bytes, whole_bytes=t.shape.bytes, count=t.count)
+
+
+def _collective(c, cause):
+  fix = cause.fix or reshards.Fix('')
+  return dict(
+      kind=c.kind, bytes=c.bytes * c.times, operand_bytes=c.operand_bytes * c.times,
+      times=c.times, layer=cause.origin.layer, op=cause.origin.op,
+      backward=cause.origin.backward, group_size=c.group_size, groups=len(c.groups),
+      axes=cause.axes, dtype=cause.shape.dtype, shape=cause.shape.dims,
+      **{'from': _entry(cause.before), 'to': _entry(cause.after)}, cause=cause.asked,
+      requested=cause.fix is None, annotation=fix.text, entry=fix.letters, mapping=fix.mapping,
+      instruction=c.name)
+
+
+def _entry(axes):
+  return None if axes is None else reshards.table_entry(axes)
+
 
 def explain(artifact: artifact_lib.Artifact, mesh: jax.sharding.Mesh,
             function: str) -> Explanation:
@@ -154,7 +203,8 @@ def _activations(graph):
     if origin.backward or graph.weight(annotation):
       continue
     shape = annotation.shape
-    device = hlo.Shape(shape.dtype, tiles.shard(graph.mesh, shape.dims, axes or ((),) * len(shape.dims)))
+    whole = ((),) * len(shape.dims)
+    device = hlo.Shape(shape.dtype, tiles.shard(graph.mesh, shape.dims, axes or whole))
     tensor = Tensor(origin.layer, origin.letters, origin.letters, shape, axes, device)
     counts[tensor] = counts.get(tensor, 0) + 1
   return [dataclasses.replace(tensor, count=n) for tensor, n in counts.items()]

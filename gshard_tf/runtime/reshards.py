@@ -62,6 +62,11 @@ class Cause:
   fix: Fix | None = None
 
 
+def table_entry(axes: tiles.Axes) -> tuple[str | tuple[str, ...] | None, ...]:
+  """Axes as a sharding table has them."""
+  return tuple(None if not a else a[0] if len(a) == 1 else tuple(a) for a in axes)
+
+
 def rematerialized(messages: str) -> frozenset[str]:
   """The tensors that XLA warned it would copy whole onto every device.
 
@@ -217,7 +222,7 @@ def _weight_fix(reshard):
   return Fix(
       f'weight {path} lies along {_text(now)}, which {_at(reshard.graph.origin(reshard.user))} '
       f'cannot use: make its entry {letters!r} in the sharding table {_text(mapping)} to '
-      f'{purpose}, or annotate its use', letters, _mapping(mapping))
+      f'{purpose}, or annotate its use', letters, table_entry(mapping))
 
 
 def _fitting(reshard):
@@ -260,7 +265,7 @@ def _whole_fix(reshard, gathered, whole):
   letters = graph.origin(goal).letters
   return Fix(f'{_at(graph.origin(user))} copies the tensor whole onto every device to bring it to '
              f'the layout of {letters!r}: make that entry {_text(mapping)} in the sharding table, '
-             'or change one dimension at a time', letters, _mapping(mapping))
+             'or change one dimension at a time', letters, table_entry(mapping))
 
 
 def _conflict_fix(reshard):
@@ -278,7 +283,7 @@ def _conflict_fix(reshard):
       mapping = [() if d in clash else a for d, a in enumerate(axes)]
       return Fix(f'{_at(graph.origin(user))} takes {letters!r} along {_text(axes)} beside '
                  f'{graph.label(reshard.tensor)!r}: make its entry in the sharding table '
-                 f'{_text(mapping)}', letters, _mapping(mapping))
+                 f'{_text(mapping)}', letters, table_entry(mapping))
   return None
 
 
@@ -289,14 +294,14 @@ def _missing_fix(reshard):
   if reshard.goals:
     goal = reshard.goals[0][0]
     return Fix(f'annotate {graph.origin(goal).letters!r} right after {_at(origin)}',
-               mapping=_mapping(graph.axes(goal) or ()))
+               mapping=table_entry(graph.axes(goal) or ()))
   mapping = [()] * len(user.shape.dims)
   if user is not reshard.tensor:
     to = graph.dim_map(user, user.operands.index(reshard.tensor.name))
     for place, axes in zip(to, reshard.before or ()):
       if place is not None:
         mapping[place] = axes
-  return Fix(f'annotate the result of {_at(origin)} as {_text(mapping)}', mapping=_mapping(mapping))
+  return Fix(f'annotate the result of {_at(origin)} as {_text(mapping)}', mapping=table_entry(mapping))
 
 
 def _round_trip_fix(reshard):
@@ -317,19 +322,14 @@ def _round_trip_fix(reshard):
     wanted[d] = tuple(a for a in graph.mesh.axis_names if a in axes) + wanted[d]
   letters, again = graph.origin(goal).letters, graph.origin(later[0][0])
   return Fix(f'{letters!r} gives up what {again.letters!r} in {again.layer} takes up again: '
-             f'make its entry in the sharding table {_text(wanted)}', letters, _mapping(wanted))
+             f'make its entry in the sharding table {_text(wanted)}', letters, table_entry(wanted))
 
 
 def _at(origin):
   return f'{origin.op} in {origin.layer}'
 
 
-def _mapping(axes):
-  """Axes as an entry of a sharding table."""
-  return tuple(None if not a else a[0] if len(a) == 1 else tuple(a) for a in axes)
-
-
 def _text(axes):
   entries = [str(e) if e is None or isinstance(e, str) else f'({", ".join(e)})'
-             for e in _mapping(axes)]
+             for e in table_entry(axes)]
   return f'({", ".join(entries)})'
