@@ -1,6 +1,8 @@
 """The explanation of a sharding as tables on a terminal, and as a page."""
 
+import itertools
 import pathlib
+import re
 import sys
 
 import jinja2
@@ -41,14 +43,14 @@ def merged(rows: list[dict]) -> list[dict]:
     rows: collectives of an explanation.
 
   Returns:
-    Those that differ, in the order of the first of each; the operation of several
-    is named without its number.
+    Those that differ, in the order of the first of each; operations of several are
+    named without their numbers.
   """
   found = {}
   for row in rows:
-    op = row['op'].rstrip('0123456789').rstrip('_')
+    op = re.sub(r'_\d+(?=/|$)', '', row['op'])
     key = (op, *(str(row[k]) for k in (
-        'kind', 'layer', 'backward', 'shape', 'dtype', 'from', 'to', 'cause', 'annotation')))
+        'kind', 'layer', 'backward', 'shape', 'dtype', 'from', 'to', 'cause', 'entry', 'mapping')))
     if key in found:
       one = found[key]
       found[key] = one | dict(op=op, count=one['count'] + row['times'],
@@ -56,6 +58,25 @@ def merged(rows: list[dict]) -> list[dict]:
     else:
       found[key] = row | dict(count=row['times'])
   return list(found.values())
+
+
+def remedies(rows: list[dict]) -> list[dict]:
+  """Groups what nobody asked for by what would remove it, most bytes first.
+
+  Args:
+    rows: collectives of an explanation, each with its `annotation`.
+
+  Returns:
+    For each remedy its annotation, as the first of its collectives words it, the
+    collectives, merged, and their bytes.
+  """
+  found = {}
+  for row in rows:
+    key = (row['entry'], str(row['mapping'])) if row['entry'] else row['annotation']
+    found.setdefault(key, []).append(row)
+  groups = [dict(annotation=group[0]['annotation'], rows=merged(group),
+                 bytes=sum(row['bytes'] for row in group)) for group in found.values()]
+  return sorted(groups, key=lambda group: -group['bytes'])
 
 
 def comparison(results: list[dict]) -> list[tuple[str, list[str]]]:
@@ -85,7 +106,7 @@ def page(results: list[dict]) -> str:
   """
   environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                    undefined=jinja2.StrictUndefined)
-  environment.filters |= dict(size=size, layout=layout, merged=merged)
+  environment.filters |= dict(size=size, layout=layout, merged=merged, remedies=remedies)
   environment.globals |= dict(shape=shape)
   return environment.from_string(_TEMPLATE.read_text(encoding='utf-8')).render(
       results=results, comparison=comparison(results))
@@ -112,17 +133,19 @@ def _show(console, result):
   axes = ', '.join(f'{name} {n}' for name, n in result['mesh'].items())
   console.print(f'\n[bold]{escape(result["model"])}, {result["function"]} on {result["mesh_text"]}'
                 f'[/bold] ({result["partitions"]} devices: {axes}); bytes are of one device')
-  unrequested = merged(result['unrequested'])
-  if unrequested:
+  groups = remedies(result['unrequested'])
+  if groups:
     table = _table('Reshards that nobody asked for',
                    ['kind', '>bytes', 'layer', 'operation', 'tensor', 'what would remove it'])
-    for row in unrequested:
-      table.add_row(row['kind'], size(row['bytes']), row['layer'], _operation(row),
-                    _change(row), row['annotation'], style='red')
+    for group in groups:
+      for row, remedy in zip(group['rows'], itertools.chain([group['annotation']],
+                                                            itertools.repeat('the same'))):
+        table.add_row(row['kind'], size(row['bytes']), row['layer'], _operation(row),
+                      _change(row), remedy, style='red')
     console.print(table)
   else:
     console.print('[green]No reshard that nobody asked for.[/green]')
-  table = _table('Layers', ['layer', '>sent and received', '>not asked for', '>weights',
+  table = _table('Layers', ['layer', '>between devices', '>not asked for', '>weights',
                             '>activations'])
   for layer in result['layers']:
     table.add_row(layer['layer'], *(size(layer[k]) for k in (
