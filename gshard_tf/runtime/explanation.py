@@ -172,9 +172,18 @@ def _compile(lowered):
 
 
 def _layers(artifact):
-  """The paths of the layers that hold weights, and of those around them."""
-  return frozenset(w.path[:i] for w in artifact.weights
-                   for i, letter in enumerate(w.path) if letter == '.')
+  """What to call the layers that hold weights, and those around them, by path.
+
+  A layer of a loop goes by the path of its stacked weights.
+  """
+  names = {}
+  for w in artifact.weights:
+    for path in w.layers or (w.path,):
+      parts = list(zip(path.split('.'), w.path.split('.')))[:-1]
+      for i in range(1, len(parts) + 1):
+        own, told = zip(*parts[:i])
+        names['.'.join(own)] = '.'.join(told)
+  return names
 
 
 def _weights(artifact, graph):

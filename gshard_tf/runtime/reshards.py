@@ -218,11 +218,13 @@ def _weight_fix(reshard):
   now = [reshard.before[d] if d is not None else () for d in dims]
   if mapping == now:
     mapping = [()] * len(dims)
+  rank = len(letters.partition('_')[0])  # a stacked weight has a dimension more
+  entry = mapping[-rank:] if letters else mapping
   purpose = 'split it as its use does' if any(mapping) else 'keep it whole on every device'
   return Fix(
       f'weight {path} lies along {_text(now)}, which {_at(reshard.graph.origin(reshard.user))} '
-      f'cannot use: make its entry {letters!r} in the sharding table {_text(mapping)} to '
-      f'{purpose}, or annotate its use', letters, table_entry(mapping))
+      f'cannot use: make its entry {letters!r} in the sharding table {_text(entry)} to '
+      f'{purpose}, or annotate its use', letters, table_entry(entry))
 
 
 def _fitting(reshard):
