@@ -115,25 +115,24 @@ def measure(mesh: jax.sharding.Mesh) -> tuple[float, float]:
   jax.clear_caches()
   with quiet.libraries():
     start = time.perf_counter()
-    step, theta, axes = _block(mesh)
-    rows = jax.ShapeDtypeStruct((_ROWS * mesh.size, _LENGTH, translation.Translation.MODEL_DIM),
-                                np.float32)
-    exported = export.deserialize(bytearray(lowering.lower(step, theta, rows)))
+    step, theta, axes, inputs = _block(mesh)
+    exported = export.deserialize(bytearray(lowering.lower(step, theta, *inputs)))
     place = lambda a: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*a))
-    call = jax.jit(exported.call, in_shardings=(jax.tree.map(
-        place, axes, is_leaf=lambda a: isinstance(a, tuple)), place(sharding.MESH_AXES[:1])))
-    lowered = call.lower(theta, rows)
+    shardings = [{path: place(a) for path, a in axes.items()}]
+    shardings += [place(sharding.MESH_AXES[:len(x.shape) > 0]) for x in inputs]
+    call = jax.jit(exported.call, in_shardings=tuple(shardings))
+    lowered = call.lower(theta, *inputs)
     middle = time.perf_counter()
     lowered.compile()
     return middle - start, time.perf_counter() - middle
 
 
 def _block(mesh):
-  """The step of a sparse block, and of its weights the shapes and mesh axes."""
+  """The step of a sparse block, its weights' shapes and mesh axes, its inputs' shapes."""
 
   class Sizes(translation.Translation):
     """One expert and one group a core."""
-    ROWS, ENCODER_LAYERS = _ROWS * mesh.size, 2
+    ENCODER_LAYERS = 2
     NUM_EXPERTS = NUM_GROUPS = mesh.size
 
   partitioning = xla_sharding.Partitioning(
@@ -144,21 +143,29 @@ def _block(mesh):
     structure = weights.weight_specs(block)
   specs = weights.flatten(structure)
 
-  def step(theta, x):
-    """theta by path, x [B, L, M] -> loss, and gradients by path."""
-    with xla_sharding.partitioning(*partitioning), py_utils.GlobalStepContext(tf.constant(0)):
-      py_utils.ResetStepSeed(tf.constant(0, tf.int64))
+  def step(theta, x, segments, number):
+    """theta by path, x [B, L, M], segments int32 [B, L] -> [B, L, M], gradients by path."""
+    with xla_sharding.partitioning(*partitioning), py_utils.GlobalStepContext(number):
+      py_utils.ResetStepSeed(tf.cast(number, tf.int64))
       with tf.GradientTape() as tape:
         tape.watch(list(theta.values()))
+        segments = xla_sharding.annotate(segments, 'bl')
         context = py_utils.NestedMap(
-            paddings=tf.zeros(x.shape[:2]), self_mask=tf.ones([*x.shape[:2], _LENGTH], tf.bool))
+            paddings=tf.cast(tf.equal(segments, 0), tf.float32),
+            self_mask=tf.equal(segments[:, :, None], segments[:, None]))
         packed = weights.pack(structure, {w.path: w.annotate(theta[w.path]) for w in specs})
         out = block.FProp(packed, xla_sharding.annotate(x, 'blm'), context)
-        loss = tf.reduce_mean(tf.square(out.y)) + out.aux_loss
-      return loss, tape.gradient(loss, theta)
+      # Not of a mean: its gradient is a constant as large as y, which TensorFlow
+      # would compute here and now.
+      return out.y, tape.gradient([out.y, out.aux_loss], theta,
+                                  output_gradients=[x, tf.ones([])])
 
   theta = {w.path: jax.ShapeDtypeStruct(w.shape, np.float32) for w in specs}
-  return step, theta, {w.path: tuple(w.axes(partitioning)) for w in specs}
+  axes = {w.path: tuple(w.axes(partitioning)) for w in specs}
+  rows, dim = _ROWS * mesh.size, Sizes.MODEL_DIM
+  inputs = (jax.ShapeDtypeStruct((rows, _LENGTH, dim), np.float32),
+            jax.ShapeDtypeStruct((rows, _LENGTH), np.int32), jax.ShapeDtypeStruct((), np.int32))
+  return step, theta, axes, inputs
 
 
 def plot(result: dict, path: str):
