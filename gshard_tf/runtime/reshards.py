@@ -169,7 +169,12 @@ def _reshard(collective, graph, group_axes):
   users = graph.named[collective.op_name]
   pairs = [(u, t) for u in users for t in graph.operands(u) if any(graph.axes(t) or ())]
   fits = [(u, t) for u, t in pairs if elements(t) == sent]
-  for user, tensor in sorted(fits, key=lambda pair: pair[1].shape.dtype != dtype):
+  part = [n // (collective.group_size if d in collective.dimensions else 1)
+          for d, n in enumerate(collective.shape.dims)]
+  # Of two that fit, the one of the type and of the shape that is sent.
+  unlike = lambda t: (t.shape.dtype != dtype,
+                      tiles.shard(graph.mesh, t.shape.dims, graph.axes(t)) != tuple(part))
+  for user, tensor in sorted(fits, key=lambda pair: unlike(pair[1])):
     return _Reshard(graph, user, tensor, graph.axes(tensor),
                     _after(collective, graph, user, tensor, group_axes))
   for user in users:
@@ -295,8 +300,11 @@ def _missing_fix(reshard):
   origin = graph.origin(user)
   if reshard.goals:
     goal = reshard.goals[0][0]
-    return Fix(f'annotate {graph.origin(goal).letters!r} right after {_at(origin)}',
-               mapping=table_entry(graph.axes(goal) or ()))
+    letters, mapping = graph.origin(goal).letters, table_entry(graph.axes(goal) or ())
+    if user.name in goal.operands:
+      return Fix(f'{_at(origin)} does not keep the layout of {letters!r}, its result: annotate '
+                 'its operands to agree with it', mapping=mapping)
+    return Fix(f'annotate {letters!r} right after {_at(origin)}', mapping=mapping)
   mapping = [()] * len(user.shape.dims)
   if user is not reshard.tensor:
     to = graph.dim_map(user, user.operands.index(reshard.tensor.name))
