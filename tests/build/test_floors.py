@@ -14,7 +14,8 @@ TREES = ('gshard_tf', 'model_registry', 'tools')
 FLOORS = {
     '*/__init__.py': -1,
     'gshard_tf/device_mesh.py': -0.5,
-    'gshard_tf/op_sharding.py': -0.2,
+    'gshard_tf/op_sharding.py': -0.4,
+    'gshard_tf/manual_region.py': -0.3,
     'gshard_tf/xla_sharding.py': 0,
     'gshard_tf/artifact.py': 0,
     'gshard_tf/quiet.py': 0,
