@@ -42,6 +42,7 @@ FLOORS = {
     'model_registry/*': 7,
     'gshard_tf/runtime/mesh.py': 7,
     'gshard_tf/runtime/optimizer.py': 7,
+    'gshard_tf/runtime/partitioner.py': 7,
     'gshard_tf/runtime/checkpoint.py': 7,
     'gshard_tf/runtime/*': 8,
     'gshard_tf/decode/beam_search.py': 0,
