@@ -13,6 +13,7 @@ import optax
 from gshard_tf import artifact as artifact_lib
 from gshard_tf.runtime import mesh as mesh_lib
 from gshard_tf.runtime import optimizer as optimizer_lib
+from gshard_tf.runtime import partitioner
 
 
 class Program:
@@ -66,8 +67,9 @@ class Program:
                             out_shardings=self._whole)
 
   def function(self, name: str) -> export.Exported:
-    """One of the artifact's functions."""
-    return export.deserialize(bytearray(self.artifact.functions[name]))
+    """One of the artifact's functions, for the partitioner in use."""
+    return partitioner.prepare(
+        export.deserialize(bytearray(self.artifact.functions[name])), self.mesh)
 
   def put(self, batch):
     """Lays a batch of NumPy arrays over the devices, each its own rows."""
