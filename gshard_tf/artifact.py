@@ -14,11 +14,12 @@ _DESCRIPTION = 'model.json'
 
 
 class Weight(NamedTuple):
-  """One weight: global shape, type, and the mesh axes of each dimension."""
+  """One weight: global shape, type, the mesh axes of each dimension, and whether gradients change it."""
   path: str
   shape: tuple[int, ...]
   dtype: str
   axes: tuple[tuple[str, ...], ...]
+  trainable: bool = True
 
 
 @dataclasses.dataclass
@@ -94,8 +95,8 @@ class Artifact:
       with open(os.path.join(folder, f'{name}.jaxexport'), 'rb') as f:
         functions[name] = f.read()
     description['weights'] = [
-        Weight(path, tuple(shape), dtype, tuple(map(tuple, axes)))
-        for path, shape, dtype, axes in description['weights']]
+        Weight(path, tuple(shape), dtype, tuple(map(tuple, axes)), *rest)
+        for path, shape, dtype, axes, *rest in description['weights']]
     for name in ('mesh_shape', 'mesh_axes', 'batch_axes'):
       description[name] = tuple(description[name])
     return cls(functions=functions, vocabularies={

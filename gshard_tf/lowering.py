@@ -132,7 +132,8 @@ def weight_records(steps: train_step.Steps) -> list[artifact.Weight]:
             f'{size} {what} of {spec.path} do not split over {parts} devices '
             f'(mesh axes {", ".join(along)}); choose a mesh whose axes divide {size}')
     records.append(artifact.Weight(
-        spec.path, spec.shape, np.dtype(steps.params.dtype.as_numpy_dtype).name, axes))
+        spec.path, spec.shape, np.dtype(steps.params.dtype.as_numpy_dtype).name, axes,
+        spec.trainable))
   return records
 
 

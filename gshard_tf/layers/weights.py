@@ -18,6 +18,10 @@ from gshard_tf import xla_sharding
 from gshard_tf.layers import randomness
 
 
+class ParamsError(ValueError):
+  """Params of a layer that contradict each other or what the layer is given."""
+
+
 class Init(NamedTuple):
   """Initial values: a normal distribution, or a constant where `stddev` is 0."""
   mean: float
@@ -42,11 +46,13 @@ class WeightSpec(NamedTuple):
     shape: its global shape.
     letters: one letter for each dimension, a key of the sharding table.
     init: its initial values.
+    trainable: whether gradients change it; if not, the steps' `updates` do.
   """
   path: str
   shape: tuple[int, ...]
   letters: str
   init: Init
+  trainable: bool = True
 
 
 def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
@@ -72,9 +78,7 @@ def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
 @tf.function(autograph=False)  # traced once for each shape, not for each weight
 def _normal(key, shape):
   """Standard normal numbers from the hash of a key and of each element's index."""
-  uniform = randomness.uniform_hash(key, (1, *shape))[0]
-  # By the inverse of the distribution function; half a step off 0, where it is infinite.
-  return math.sqrt(2.) * tf.math.erfinv(2. * uniform - (1. - 2.**-24))
+  return randomness.to_normal(randomness.uniform_hash(key, (1, *shape))[0])
 
 
 class _Initializer:
@@ -96,7 +100,8 @@ class Layer(base_layer.BaseLayer):
   variables, so that the layer can be lowered with weights as arguments.
   """
 
-  def CreateWeight(self, name: str, letters: str, shape: Sequence[int], init: Init):
+  def CreateWeight(self, name: str, letters: str, shape: Sequence[int], init: Init,
+                   trainable: bool = True):
     """Declares the weight `name` of this layer.
 
     Args:
@@ -104,17 +109,20 @@ class Layer(base_layer.BaseLayer):
       letters: one letter for each dimension, a key of the sharding table.
       shape: its global shape.
       init: its initial values.
+      trainable: whether gradients change it; if not, the layer's `FProp` hands
+        out new values, as `updates` by path.
 
     Raises:
-      ValueError: `letters` and `shape` differ in length, or a size is not set.
+      ParamsError: `letters` and `shape` differ in length, or a size is not set.
     """
     if min(shape) < 1:
-      raise ValueError(f'weight {self.path}.{name} of shape {tuple(shape)}: set '
-                       'every size in the Params of the layer to 1 at least')
+      raise ParamsError(f'weight {self.path}.{name} of shape {tuple(shape)}: set '
+                        'every size in the Params of the layer to 1 at least')
     if len(letters) != len(shape):
-      raise ValueError(f'weight {self.path}.{name}: {len(letters)} letters '
-                       f'{letters!r} for shape {tuple(shape)}')
-    spec = WeightSpec(self._path_in_task() + name, tuple(shape), letters, init)
+      raise ParamsError(f'weight {self.path}.{name}: {len(letters)} letters '
+                        f'{letters!r} for shape {tuple(shape)}')
+    path = self._path_in_task() + name
+    spec = WeightSpec(path, tuple(shape), letters, init, trainable)
     self.__dict__.setdefault('_weight_specs', {})[name] = spec
     sharding = {}
     here = xla_sharding.current()
@@ -126,8 +134,16 @@ class Layer(base_layer.BaseLayer):
     self.CreateVariable(name, py_utils.WeightParams(
         shape=list(shape), dtype=self.params.dtype,
         init=py_utils.WeightInit.CustomVarInit(
-            _Initializer(spec, self.params.random_seed or 0)), **sharding))
+            _Initializer(spec, self.params.random_seed or 0)), **sharding), trainable=trainable)
 
+  def WeightPath(self, name: str) -> str:
+    """The path of this layer's weight `name`."""
+    return self._weight_specs[name].path
+
+  def _Require(self, holds: bool, otherwise: str):
+    """Raises ParamsError, of this layer, with the message `otherwise`."""
+    if not holds:
+      raise ParamsError(f'{self.path}: {otherwise}')
 
   def _path_in_task(self):
     """This layer's path, with a dot at the end, from the task it is part of."""
@@ -177,6 +193,14 @@ def pack(specs, theta):
   if isinstance(specs, list):
     return [pack(s, theta) for s in specs]
   return py_utils.NestedMap({name: pack(s, theta) for name, s in specs.items()})
+
+
+def by_path(specs, theta) -> dict:
+  """The inverse of `pack`: weights in the structure of layers to a dict by path."""
+  if isinstance(specs, WeightSpec):
+    return {specs.path: theta}
+  pairs = zip(specs, theta) if isinstance(specs, list) else ((s, theta[k]) for k, s in specs.items())
+  return {path: w for spec, t in pairs for path, w in by_path(spec, t).items()}
 
 
 def flatten(specs) -> list[WeightSpec]:
