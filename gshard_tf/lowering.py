@@ -134,7 +134,7 @@ def weight_records(steps: train_step.Steps) -> list[artifact.Weight]:
             f'(mesh axes {", ".join(along)}); choose a mesh whose axes divide {size}')
     records.append(artifact.Weight(
         spec.path, spec.shape, np.dtype(steps.params.dtype.as_numpy_dtype).name, axes,
-        spec.layers))
+        spec.letters, spec.layers, spec.trainable))
   return records
 
 
