@@ -28,6 +28,12 @@ class Weight(NamedTuple):
   layers: tuple[str, ...] = ()
   trainable: bool = True
 
+  def of_layers(self) -> list[tuple]:
+    """Path, shape and type of the weight, of a stacked one for each layer."""
+    if not self.layers:
+      return [(self.path, self.shape, self.dtype)]
+    return [(path, self.shape[1:], self.dtype) for path in self.layers]
+
 
 @dataclasses.dataclass
 class Artifact:
