@@ -12,7 +12,7 @@ from tests import lowered
 WEIGHTS = [
     artifact_lib.Weight('a.wi', (8, 3, 5), 'float32', (('expert',), (), ('model',))),
     artifact_lib.Weight('b.scale', (7,), 'bfloat16', ((),)),
-    artifact_lib.Weight('c.scalar', (), 'float32', ()),
+    artifact_lib.Weight('c.scalar', (), 'float32', (), trainable=False),
 ]
 
 

@@ -171,10 +171,8 @@ def weight_specs(layer: base_layer.BaseLayer) -> py_utils.NestedMap:
     raise ValueError(f'{layer.path} has variables without letters and initial '
                      f'values: {sorted(undeclared)}; declare them by CreateWeight')
   for name, child in layer.children.items():
-    below = ([weight_specs(c) for c in child] if isinstance(child, (list, tuple))
-             else weight_specs(child))
-    if flatten(below):
-      specs[name] = below
+    specs[name] = ([weight_specs(c) for c in child] if isinstance(child, (list, tuple))
+                   else weight_specs(child))
   return specs
 
 
