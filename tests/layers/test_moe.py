@@ -17,6 +17,8 @@ from gshard_tf.params import sharding
 from tests.layers import layer as layers
 from tests.layers.routers import ROUTERS
 
+pytestmark = pytest.mark.slow
+
 _B, _L, _M, _H, _E = 4, 6, 5, 7, 4
 # Outputs are sums of at most 7 products of order 1, in two orders of summation.
 _ATOL = 1e-5
@@ -80,7 +82,7 @@ def test_equals_a_loop_over_tokens(dispatch):
     np.testing.assert_allclose(y[token], want, atol=_ATOL)
 
 
-@pytest.mark.parametrize('name', ROUTERS)
+@pytest.mark.parametrize('name', sorted(ROUTERS.keys() - {'all', 'sampling'}))  # as random
 def test_any_router_goes_with_any_dispatch(name):
   x, paddings = (tf.constant(a) for a in inputs())
   ids = tf.constant(np.random.default_rng(0).integers(0, 99, (_B, _L)), tf.int32)
@@ -99,7 +101,7 @@ def test_any_router_goes_with_any_dispatch(name):
     np.testing.assert_allclose(einsum, gather, atol=_ATOL)
 
 
-@pytest.mark.parametrize('name', sorted(ROUTERS.keys() - {'hash'}))
+@pytest.mark.parametrize('name', ['all', 'top3', 'noisy', 'sigmoid', 'bounded_expert_choice'])
 def test_order_of_experts_does_not_matter(name):
   layer, theta = make(ROUTERS[name].Copy().Set(eval_capacity_factor=1., min_capacity=1))
   rng = np.random.default_rng()
