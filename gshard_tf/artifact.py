@@ -14,11 +14,17 @@ _DESCRIPTION = 'model.json'
 
 
 class Weight(NamedTuple):
-  """One weight: global shape, type, the mesh axes of each dimension, and whether gradients change it."""
+  """One weight: global shape, type, and the mesh axes of each dimension.
+
+  A stacked weight holds that of several layers along its first dimension;
+  `layers` are their paths, and a checkpoint holds them one by one. One that is
+  not `trainable` no gradient changes, but the step's `updates`.
+  """
   path: str
   shape: tuple[int, ...]
   dtype: str
   axes: tuple[tuple[str, ...], ...]
+  layers: tuple[str, ...] = ()
   trainable: bool = True
 
 
@@ -95,8 +101,8 @@ class Artifact:
       with open(os.path.join(folder, f'{name}.jaxexport'), 'rb') as f:
         functions[name] = f.read()
     description['weights'] = [
-        Weight(path, tuple(shape), dtype, tuple(map(tuple, axes)), *rest)
-        for path, shape, dtype, axes, *rest in description['weights']]
+        Weight(path, tuple(shape), dtype, tuple(map(tuple, axes)), tuple(layers), trainable)
+        for path, shape, dtype, axes, layers, trainable in description['weights']]
     for name in ('mesh_shape', 'mesh_axes', 'batch_axes'):
       description[name] = tuple(description[name])
     return cls(functions=functions, vocabularies={

@@ -49,8 +49,8 @@ class Steps:
       A dict from path to weight, each annotated.
     """
     with self._context():
-      return {w.path: xla_sharding.annotate(
-          weights.initial_value(w, seed, self.params.dtype), w.letters) for w in self.specs}
+      return {w.path: w.annotate(weights.initial_value(w, seed, self.params.dtype))
+              for w in self.specs}
 
   def train(self, theta, batch, step, seed):
     """The loss of a batch, its gradients, and metrics.
@@ -77,7 +77,7 @@ class Steps:
       grads = tape.gradient(loss, trainable, unconnected_gradients=tf.UnconnectedGradients.ZERO)
       return {'grads': {k: tf.convert_to_tensor(g) for k, g in grads.items()},
               'metrics': {name: value for name, (value, _) in metrics.items()},
-              'updates': updates}
+              'updates': {w.path: value for w, value in weights.pairs(self._structure, updates)}}
 
   def evaluate(self, theta, batch):
     """The metrics of a batch without randomness.
@@ -139,7 +139,7 @@ class Steps:
   def _pack(self, theta):
     """Annotates weights, and through them their gradients; nests them."""
     return weights.pack(self._structure, {
-        w.path: xla_sharding.annotate(theta[w.path], w.letters) for w in self.specs})
+        w.path: w.annotate(theta[w.path]) for w in self.specs})
 
   def _context(self):
     return xla_sharding.partitioning(*self.partitioning)

@@ -100,7 +100,7 @@ def test_lingvos_trainer_assigns_the_same_updates():
     task.FPropDefaultTheta()
     task.BProp()
     session.run(tf.compat.v1.global_variables_initializer())
-    variables = weights.by_path(weights.weight_specs(task), task.vars)
+    variables = {w.path: v for w, v in weights.pairs(weights.weight_specs(task), task.vars)}
     theta = session.run(variables)
     session.run(task.train_op)
     after = session.run({path: variables[path] for path in BIASES})

@@ -5,7 +5,10 @@ declaration serves Lingvo, which makes a variable of it, and the lowering, which
 reads `weight_specs` and never makes one.
 """
 
+import contextlib
+import functools
 import hashlib
+import inspect
 import math
 from typing import NamedTuple, Sequence
 
@@ -44,15 +47,32 @@ class WeightSpec(NamedTuple):
   Attributes:
     path: its name in the model, for instance `encoder.blocks_1.feed_forward.wi`.
     shape: its global shape.
-    letters: one letter for each dimension, a key of the sharding table.
+    letters: one letter for each dimension, a key of the sharding table; a
+      stacked weight has one dimension more, the first.
     init: its initial values.
+    layers: of a stacked weight the paths of the layers' own weights, in order;
+      empty otherwise.
     trainable: whether gradients change it; if not, the steps' `updates` do.
   """
   path: str
   shape: tuple[int, ...]
   letters: str
   init: Init
+  layers: tuple[str, ...] = ()
   trainable: bool = True
+
+  def axes(self, partitioning: xla_sharding.Partitioning) -> xla_sharding.DimsMapping:
+    """The mesh axes of each dimension; layers are not spread over devices."""
+    return (None,) * bool(self.layers) + tuple(partitioning.axes(self.letters))
+
+  def annotate(self, weight: tf.Tensor) -> tf.Tensor:
+    """Annotates the weight, or its gradient, with the partitioning in force."""
+    here = xla_sharding.current()
+    if here.mesh is None:
+      return weight
+    layer = (self.layers or (self.path,))[0].rpartition('.')[0]
+    with scope(layer), tf.name_scope(self.letters):
+      return xla_sharding.mesh_split(weight, here.mesh, self.axes(here))
 
 
 def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
@@ -67,6 +87,9 @@ def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
   Returns:
     <dtype> of shape `spec.shape`.
   """
+  if spec.layers:
+    own = spec._replace(shape=spec.shape[1:], layers=())
+    return tf.stack([initial_value(own._replace(path=path), seed, dtype) for path in spec.layers])
   if not spec.init.stddev:
     return tf.fill(spec.shape, tf.cast(spec.init.mean, dtype))
   digest = hashlib.blake2b(spec.path.encode(), digest_size=4).digest()
@@ -98,7 +121,17 @@ class Layer(base_layer.BaseLayer):
 
   `FProp` reads weights from the `theta` that it is given and never from the
   variables, so that the layer can be lowered with weights as arguments.
+
+  Whatever a public method that takes `theta` computes is named after the layer's
+  path, through to the metadata of the partitioned program.
   """
+
+  def __init_subclass__(cls, **kwargs):
+    super().__init_subclass__(**kwargs)
+    for name, method in list(vars(cls).items()):
+      if (not name.startswith('_') and inspect.isfunction(method)
+          and 'theta' in inspect.signature(method).parameters):
+        setattr(cls, name, _in_scope_of_layer(method))
 
   def CreateWeight(self, name: str, letters: str, shape: Sequence[int], init: Init,
                    trainable: bool = True):
@@ -110,7 +143,7 @@ class Layer(base_layer.BaseLayer):
       shape: its global shape.
       init: its initial values.
       trainable: whether gradients change it; if not, the layer's `FProp` hands
-        out new values, as `updates` by path.
+        out new values as `updates`.
 
     Raises:
       ParamsError: `letters` and `shape` differ in length, or a size is not set.
@@ -122,7 +155,7 @@ class Layer(base_layer.BaseLayer):
       raise ParamsError(f'weight {self.path}.{name}: {len(letters)} letters '
                         f'{letters!r} for shape {tuple(shape)}')
     path = self._path_in_task() + name
-    spec = WeightSpec(path, tuple(shape), letters, init, trainable)
+    spec = WeightSpec(path, tuple(shape), letters, init, trainable=trainable)
     self.__dict__.setdefault('_weight_specs', {})[name] = spec
     sharding = {}
     here = xla_sharding.current()
@@ -136,9 +169,9 @@ class Layer(base_layer.BaseLayer):
         init=py_utils.WeightInit.CustomVarInit(
             _Initializer(spec, self.params.random_seed or 0)), **sharding), trainable=trainable)
 
-  def WeightPath(self, name: str) -> str:
-    """The path of this layer's weight `name`."""
-    return self._weight_specs[name].path
+  def StackedSpecs(self, specs: py_utils.NestedMap) -> py_utils.NestedMap:
+    """The specs of this layer as its `theta` has them; a layer may stack some."""
+    return specs
 
   def _Require(self, holds: bool, otherwise: str):
     """Raises ParamsError, of this layer, with the message `otherwise`."""
@@ -151,6 +184,23 @@ class Layer(base_layer.BaseLayer):
     while root.parent is not None and not isinstance(root, base_model.BaseTask):
       root = root.parent
     return f'{self.path}.'[len(root.path) + 1:]
+
+
+def scope(path: str):
+  """A context in which operations are named after the layer at `path` in its task."""
+  # The slash at the end means this very name: not below the scope of the layer
+  # that calls, and without a number at the second call.
+  return tf.name_scope(f'{path}/') if path else contextlib.nullcontext()
+
+
+def _in_scope_of_layer(method):
+
+  @functools.wraps(method)
+  def wrapped(self, *args, **kwargs):
+    with scope(self._path_in_task().rstrip('.')):
+      return method(self, *args, **kwargs)
+
+  return wrapped
 
 
 def weight_specs(layer: base_layer.BaseLayer) -> py_utils.NestedMap:
@@ -173,7 +223,41 @@ def weight_specs(layer: base_layer.BaseLayer) -> py_utils.NestedMap:
   for name, child in layer.children.items():
     specs[name] = ([weight_specs(c) for c in child] if isinstance(child, (list, tuple))
                    else weight_specs(child))
-  return specs
+  return layer.StackedSpecs(specs) if isinstance(layer, Layer) else specs
+
+
+def stack_specs(name: str, layers: list) -> py_utils.NestedMap:
+  """One spec for the same weight of several layers.
+
+  Args:
+    name: what the layers' part of the path becomes, for instance `blocks_1::2`.
+    layers: for each layer its specs, all alike but for one part of the path.
+
+  Returns:
+    A NestedMap like those of the layers, of stacked weights.
+
+  Raises:
+    ValueError: the layers differ.
+  """
+  def stack(*specs):
+    shapes = {(s.shape, s.letters, s.init, s.trainable) for s in specs}
+    if len(shapes) > 1:
+      raise ValueError(f'{specs[0].path} and {specs[1].path} are to be one stacked weight and '
+                       f'differ: {sorted(map(str, shapes))}')
+    first = specs[0]
+    parts = [s.path.split('.') for s in specs]
+    path = [column[0] if len(set(column)) == 1 else name for column in zip(*parts)]
+    return first._replace(path='.'.join(path), shape=(len(specs), *first.shape),
+                          layers=tuple(s.path for s in specs))
+
+  def walk(*nodes):
+    if isinstance(nodes[0], WeightSpec):
+      return stack(*nodes)
+    if isinstance(nodes[0], list):
+      return [walk(*items) for items in zip(*nodes, strict=True)]
+    return py_utils.NestedMap({k: walk(*(n[k] for n in nodes)) for k in nodes[0]})
+
+  return walk(*layers)
 
 
 def pack(specs, theta):
@@ -193,12 +277,13 @@ def pack(specs, theta):
   return py_utils.NestedMap({name: pack(s, theta) for name, s in specs.items()})
 
 
-def by_path(specs, theta) -> dict:
-  """The inverse of `pack`: weights in the structure of layers to a dict by path."""
-  if isinstance(specs, WeightSpec):
-    return {specs.path: theta}
-  pairs = zip(specs, theta) if isinstance(specs, list) else ((s, theta[k]) for k, s in specs.items())
-  return {path: w for spec, t in pairs for path, w in by_path(spec, t).items()}
+def pairs(tree, part):
+  """Yields each leaf of `part` after the leaf of `tree` in its place; NestedMaps and lists."""
+  if isinstance(part, (dict, list)):
+    for key in part if isinstance(part, dict) else range(len(part)):
+      yield from pairs(tree[key], part[key])
+  else:
+    yield tree, part
 
 
 def flatten(specs) -> list[WeightSpec]:

@@ -13,6 +13,7 @@ import optax
 from gshard_tf import artifact as artifact_lib
 from gshard_tf.runtime import mesh as mesh_lib
 from gshard_tf.runtime import optimizer as optimizer_lib
+from gshard_tf.runtime import partitioner
 
 
 class Program:
@@ -41,7 +42,9 @@ class Program:
           f'{tuple(mesh.devices.shape)}; lower it again')
     self.artifact = artifact
     self.mesh = mesh
-    self._optimizer = optimizer_lib.adafactor(artifact.optimizer)
+    self._optimizer = optimizer_lib.layer_by_layer(
+        optimizer_lib.adafactor(artifact.optimizer),
+        {w.path: len(w.layers) for w in artifact.weights if w.layers and w.trainable})
     self._learning_rate = optimizer_lib.learning_rate(artifact.optimizer)
     self._whole = mesh_lib.sharding(mesh, ())
     self._rows = mesh_lib.sharding(mesh, (artifact.batch_axes,))
@@ -66,8 +69,9 @@ class Program:
                             out_shardings=self._whole)
 
   def function(self, name: str) -> export.Exported:
-    """One of the artifact's functions."""
-    return export.deserialize(bytearray(self.artifact.functions[name]))
+    """One of the artifact's functions, for the partitioner in use."""
+    return partitioner.prepare(
+        export.deserialize(bytearray(self.artifact.functions[name])), self.mesh)
 
   def put(self, batch):
     """Lays a batch of NumPy arrays over the devices, each its own rows."""

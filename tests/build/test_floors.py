@@ -13,6 +13,9 @@ TREES = ('gshard_tf', 'model_registry', 'tools')
 # pattern may import each other; otherwise only lower floors.
 FLOORS = {
     '*/__init__.py': -1,
+    'gshard_tf/device_mesh.py': -0.5,
+    'gshard_tf/op_sharding.py': -0.4,
+    'gshard_tf/manual_region.py': -0.3,
     'gshard_tf/xla_sharding.py': 0,
     'gshard_tf/artifact.py': 0,
     'gshard_tf/quiet.py': 0,
@@ -42,6 +45,7 @@ FLOORS = {
     'model_registry/*': 7,
     'gshard_tf/runtime/mesh.py': 7,
     'gshard_tf/runtime/optimizer.py': 7,
+    'gshard_tf/runtime/partitioner.py': 7,
     'gshard_tf/runtime/checkpoint.py': 7,
     'gshard_tf/runtime/*': 8,
     'gshard_tf/decode/beam_search.py': 0,

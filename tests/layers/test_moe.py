@@ -13,6 +13,7 @@ from gshard_tf import xla_sharding
 from gshard_tf.layers import feed_forward
 from gshard_tf.layers import moe
 from gshard_tf.layers import router
+from gshard_tf.layers import weights
 from gshard_tf.params import sharding
 from tests.layers import layer as layers
 from tests.layers.routers import ROUTERS
@@ -203,9 +204,11 @@ def test_only_training_hands_out_updates():
   layer, theta = make(ROUTERS['sigmoid'])
   args = [tf.constant(a) for a in inputs()]
   with layers.evaluation():
-    assert not layer.FProp(theta, *args).updates
+    assert not layer.FProp(theta, *args).updates.Flatten()
   with layers.training():
-    assert list(layer.FProp(theta, *args).updates) == ['router.bias']
+    updates = layer.FProp(theta, *args).updates
+  (spec, bias), = weights.pairs(weights.weight_specs(layer), updates)
+  assert spec.path == 'router.bias' and not spec.trainable and bias.shape == [_E]
 
 
 def test_a_mesh_that_does_not_divide_the_experts_raises_at_construction():
