@@ -97,7 +97,8 @@ class Steps:
     grads = tape.gradient(loss, trainable, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return {'grads': {k: tf.convert_to_tensor(g) for k, g in grads.items()},
             'metrics': {name: value for name, (value, _) in metrics.items()} | {'loss': loss},
-            'updates': updates}, {name: weight for name, (_, weight) in metrics.items()}
+            'updates': {w.path: value for w, value in weights.pairs(self._structure, updates)}
+            }, {name: weight for name, (_, weight) in metrics.items()}
 
   def _accumulate(self, theta, batch, seed):
     """As `train`, microbatch by microbatch, of every device's rows a part each.

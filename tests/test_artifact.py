@@ -34,7 +34,7 @@ def tree(value):
 
 
 def test_num_parameters():
-  assert small().num_parameters == 8 * 3 * 5 + 7 + 1
+  assert small().num_parameters == 8 * 3 * 5 + 7 + 1 + 2 * 6 * 4
   assert lowered.artifact((2, 1)).num_parameters == sum(
       w.size for w in lowered.theta().values())
 

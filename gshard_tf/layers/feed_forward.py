@@ -40,12 +40,13 @@ class FeedForward(weights.Layer):
       ids: int32 [B, L]; likewise.
 
     Returns:
-      A NestedMap with y [B, L, M], aux_loss float32 [] (zero), metrics, an empty
-      NestedMap, and updates, an empty dict.
+      A NestedMap with y [B, L, M], aux_loss float32 [] (zero), and metrics and
+      updates, empty NestedMaps.
     """
     del paddings, ids
     h = tf.nn.relu(annotate(tf.einsum('blm,mh->blh', x, theta.wi), 'blh'))
     h = randomness.dropout(self, h, self.params.dropout, 'blh')
     y = annotate(tf.einsum('blh,hm->blm', h, theta.wo), 'blm')
     return py_utils.NestedMap(
-        y=y, aux_loss=tf.zeros([]), metrics=py_utils.NestedMap(), updates={})
+        y=y, aux_loss=tf.zeros([]), metrics=py_utils.NestedMap(),
+        updates=py_utils.NestedMap())

@@ -122,7 +122,7 @@ def at(values: tf.Tensor, expert: tf.Tensor) -> tf.Tensor:
 
 def normalize(gate: tf.Tensor) -> tf.Tensor:
   """Gates [G, S, K] scaled so that a token's sum to one; zeros stay zeros."""
-  return gate / (tf.reduce_sum(gate, -1, keepdims=True) + _TINY)
+  return tf.math.divide_no_nan(gate, tf.reduce_sum(gate, -1, keepdims=True))
 
 
 def assign(choices: Choices, nonpadding: tf.Tensor, capacity: int, *,

@@ -98,7 +98,8 @@ class MoE(weights.Layer):
       A NestedMap with y [B, L, M]; aux_loss float32 [], the router's losses
       weighted; metrics, a NestedMap of float32 []: dropped, the share of the
       tokens' choices that found no place, and each loss, not weighted; and
-      updates, a dict by path of new values of weights that no gradient changes.
+      updates, a NestedMap with new values of those weights in `theta` that no
+      gradient changes, empty at evaluation.
 
     Raises:
       ParamsError: B * L tokens do not split into G groups.
@@ -121,7 +122,7 @@ class MoE(weights.Layer):
       y += self.shared.FProp(theta.shared, x, paddings).y
     return py_utils.NestedMap(
         y=y, aux_loss=self.router.AuxLoss(routing), metrics=_metrics(routing),
-        updates={} if self.do_eval else self.router.Updates(theta.router, routing))
+        updates=py_utils.NestedMap(router=self.router.Updates(theta.router, routing)))
 
   def _experts(self, theta, xe, capacity):
     """Each expert on its own slots: [G, Z, M] -> [G, Z, M].

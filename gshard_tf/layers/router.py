@@ -7,6 +7,7 @@ Dimensions: G groups, S tokens in a group, E experts, C capacity, K experts
 chosen for a token, M model.
 """
 
+from lingvo.core import py_utils
 import tensorflow as tf
 
 from gshard_tf.layers import expert_choice
@@ -75,10 +76,10 @@ class Router(weights.Layer):
                 for name, loss in routing.losses.items()]
     return tf.add_n(weighted) if weighted else tf.zeros([])
 
-  def Updates(self, theta, routing: gating.Routing) -> dict[str, tf.Tensor]:
-    """New values of the weights that no gradient changes, by path, after a training step."""
+  def Updates(self, theta, routing: gating.Routing) -> py_utils.NestedMap:
+    """New values of the weights that no gradient changes, after a training step."""
     del theta, routing
-    return {}
+    return py_utils.NestedMap()
 
   def _Capacity(self, size):
     p = self.params
@@ -303,9 +304,11 @@ class SigmoidRouter(TopKRouter):
 
   def Updates(self, theta, routing):
     p = self.params
+    if self.do_eval:
+      return super().Updates(theta, routing)
     load = tf.reduce_sum(gating.load(routing.expert, p.num_experts), [0, 1])
     bias = token_choice.balanced_bias(tf.cast(theta.bias, tf.float32), load, p.bias_update_rate)
-    return {self.WeightPath('bias'): tf.cast(bias, theta.bias.dtype)}
+    return py_utils.NestedMap(bias=tf.cast(bias, theta.bias.dtype))
 
   def _Choose(self, theta, logits):
     p = self.params

@@ -121,6 +121,7 @@ class TransformerBlock(weights.Layer):
     normed = self.feed_forward_norm.FProp(theta.feed_forward_norm, x)
     out = self.feed_forward.FProp(theta.feed_forward, normed, paddings, ids)
     out.y = self._Add(x, out.y)
+    out.updates = py_utils.NestedMap(feed_forward=out.updates)
     return out
 
   def _Add(self, x, branch):
@@ -163,9 +164,8 @@ class Stack(weights.Layer):
     """The specs, of blocks in a loop stacked: one for each block of a period."""
     period = self.params.period
     if 0 < period < len(self.blocks):
-      specs.blocks = [
-          weights.stack_specs(f'blocks_{i}', f'blocks_{i}::{period}', specs.blocks[i::period])
-          for i in range(period)]
+      specs.blocks = [weights.stack_specs(f'blocks_{i}::{period}', specs.blocks[i::period])
+                      for i in range(period)]
     return specs
 
   def FProp(self, theta, x, context):
@@ -179,21 +179,21 @@ class Stack(weights.Layer):
     Returns:
       A NestedMap with y [B, L, M]; aux_loss float32 [], the mean over the blocks
       that have one (2006.16668, section 2.2, has one loss for each MoE layer);
-      metrics, a dict from the block's number to its metrics; and updates, a dict
-      by path.
+      metrics, a dict from the block's number to its metrics; and updates, a
+      NestedMap that is a part of `theta`.
     """
     seed, run = py_utils.GetStepSeed(), _Run(self, context)
     if len(theta.blocks) < len(self.blocks):
-      x, results, updates = run.Loop(theta.blocks, x, seed)
+      x, results = run.Loop(theta.blocks, x, seed)
     else:
-      x, results, updates = run.Unrolled(theta.blocks, x, seed)
+      x, results = run.Unrolled(theta.blocks, x, seed)
     py_utils.ResetStepSeed(seed + len(self.blocks) * _DRAWS)
     aux = [r.aux_loss for r in results if r.metrics]
     return py_utils.NestedMap(
         y=self.norm.FProp(theta.norm, x),
         aux_loss=tf.add_n(aux) / len(aux) if aux else tf.zeros([]),
         metrics={i: r.metrics for i, r in enumerate(results) if r.metrics},
-        updates=updates)
+        updates=py_utils.NestedMap(blocks=self._Updates(theta, results)))
 
   def KeysAndValues(self, theta, encoded):
     """The cross attention's keys and values of every block of a decoder.
@@ -230,6 +230,14 @@ class Stack(weights.Layer):
       new.append(cache)
     return self.norm.FProp(theta.norm, x), new
 
+  def _Updates(self, theta, results):
+    """The updates of the blocks, stacked where `theta` is."""
+    updates, own = [r.updates for r in results], len(theta.blocks)
+    if own == len(updates):
+      return updates
+    return [updates[i].Pack([tf.stack(u) for u in zip(*(u.Flatten() for u in updates[i::own]))])
+            for i in range(own)]
+
   def _OneByOne(self, theta):
     """For each block its own weights, also where they are stacked."""
     if len(theta.blocks) == len(self.blocks):
@@ -253,27 +261,23 @@ class _Run:
     self._context = context
     self._shared = [context.encoded] if 'encoded' in context else []
     self._results = {}  # by block: the structure of what it returns beside y
-    self._updates = {}  # by block: the paths of its updates
 
   def Unrolled(self, theta, x, seed):
-    """theta of each block, x [B, L, M] -> [B, L, M], results by block, updates by path."""
+    """theta of each block, x [B, L, M] -> [B, L, M], for each block its results."""
     # What keeps XLA from undoing the recomputation is XLA's own operation, which
     # Lingvo's graph-mode trainer does not have; it holds everything.
     remat = self._params.remat == 'block' and tf.inside_function()
-    shared, results, updates = len(self._shared), [], {}
+    shared, results = len(self._shared), []
     for i, block_theta in enumerate(theta):
       run = lambda x, *a, i=i: self._Block(i, seed + i * _DRAWS, x, a[:shared], a[shared:])
       inputs = x, *self._shared, *block_theta.Flatten()
       x, extras = repeat.recompute(run, *inputs) if remat else run(*inputs)
-      extras = iter(extras)
-      results.append(self._Pack(i, extras))
-      updates |= zip(self._updates[i], extras)
-    return x, results, updates
+      results.append(self._results[i].Pack(extras))
+    return x, results
 
   def Loop(self, theta, x, seed):
-    """As `Unrolled`, theta and updates stacked for each block of a period."""
+    """As `Unrolled`, theta stacked for each block of a period."""
     period = self._params.period
-    times = len(self._blocks) // period
 
     def body(i, x, shared, tensors):
       x, shared = annotate(x, 'blm'), [annotate(s, 'blm') for s in shared]
@@ -285,28 +289,23 @@ class _Run:
         extras += new
       return x, extras
 
-    x, extras = repeat.repeat(body, times, x, self._shared,
+    x, extras = repeat.repeat(body, len(self._blocks) // period, x, self._shared,
                               [w for t in theta for w in t.Flatten()])
-    extras, rows, updates = iter(extras), [], {}
-    for j in range(period):
-      results = self._Pack(j, extras)  # of all repetitions
-      rows.append([results.Transform(lambda e, i=i: e[i]) for i in range(times)])
-      for path in self._updates[j]:
-        updates[weights.stacked_path(path, f'blocks_{j}', f'blocks_{j}::{period}')] = next(extras)
-    return x, [row[i] for i in range(times) for row in rows], updates
+    results = []
+    for i in range(len(self._blocks) // period):
+      row = iter([e[i] for e in extras])
+      for j in range(period):
+        own = self._results[j]
+        results.append(own.Pack([next(row) for _ in own.Flatten()]))
+    return x, results
 
   def _Block(self, i, seed, x, shared, flat):
-    """Block i on flat weights -> [B, L, M], a flat list of its results and updates."""
+    """Block i on flat weights -> [B, L, M], a flat list of its results."""
     py_utils.ResetStepSeed(seed)
     context = self._context.copy()
     if shared:
       context.encoded = shared[0]
     out = self._blocks[i].FProp(self._specs[i].Pack(list(flat)), x, context)
-    y, updates = out.pop('y'), out.pop('updates')
-    self._results[i], self._updates[i] = out, list(updates)
-    return y, [*out.Flatten(), *updates.values()]
-
-  def _Pack(self, i, extras):
-    """The results of block i from an iterator, which goes on with its updates."""
-    structure = self._results[i]
-    return structure.Pack([next(extras) for _ in structure.Flatten()])
+    y = out.pop('y')
+    self._results[i] = out
+    return y, out.Flatten()

@@ -143,7 +143,7 @@ class Layer(base_layer.BaseLayer):
       shape: its global shape.
       init: its initial values.
       trainable: whether gradients change it; if not, the layer's `FProp` hands
-        out new values, as `updates` by path.
+        out new values as `updates`.
 
     Raises:
       ParamsError: `letters` and `shape` differ in length, or a size is not set.
@@ -173,9 +173,6 @@ class Layer(base_layer.BaseLayer):
     """The specs of this layer as its `theta` has them; a layer may stack some."""
     return specs
 
-  def WeightPath(self, name: str) -> str:
-    """The path of this layer's weight `name`."""
-    return self._weight_specs[name].path
 
   def _Require(self, holds: bool, otherwise: str):
     """Raises ParamsError, of this layer, with the message `otherwise`."""
@@ -225,25 +222,17 @@ def weight_specs(layer: base_layer.BaseLayer) -> py_utils.NestedMap:
     raise ValueError(f'{layer.path} has variables without letters and initial '
                      f'values: {sorted(undeclared)}; declare them by CreateWeight')
   for name, child in layer.children.items():
-    below = ([weight_specs(c) for c in child] if isinstance(child, (list, tuple))
-             else weight_specs(child))
-    if flatten(below):
-      specs[name] = below
+    specs[name] = ([weight_specs(c) for c in child] if isinstance(child, (list, tuple))
+                   else weight_specs(child))
   return layer.StackedSpecs(specs) if isinstance(layer, Layer) else specs
 
 
-def stacked_path(path: str, layer: str, name: str) -> str:
-  """`path` of a weight of `layer`, with that part of the path replaced by `name`."""
-  return '.'.join(name if part == layer else part for part in path.split('.'))
-
-
-def stack_specs(layer: str, name: str, layers: list) -> py_utils.NestedMap:
+def stack_specs(name: str, layers: list) -> py_utils.NestedMap:
   """One spec for the same weight of several layers.
 
   Args:
-    layer: the first layer's part of the path, for instance `blocks_1`.
-    name: what becomes of it, for instance `blocks_1::2`.
-    layers: for each layer its specs, all alike but for that part of the path.
+    name: what the layers' part of the path becomes, for instance `blocks_1::2`.
+    layers: for each layer its specs, all alike but for one part of the path.
 
   Returns:
     A NestedMap like those of the layers, of stacked weights.
@@ -252,13 +241,14 @@ def stack_specs(layer: str, name: str, layers: list) -> py_utils.NestedMap:
     ParamsError: the layers differ.
   """
   def stack(*specs):
-    shapes = {(s.shape, s.letters, s.init) for s in specs}
+    shapes = {(s.shape, s.letters, s.init, s.trainable) for s in specs}
     if len(shapes) > 1:
       raise ParamsError(f'{specs[0].path} and {specs[1].path} are to be one stacked weight and '
                        f'differ: {sorted(map(str, shapes))}')
-    return specs[0]._replace(
-        path=stacked_path(specs[0].path, layer, name),
-        shape=(len(specs), *specs[0].shape), layers=tuple(s.path for s in specs))
+    parts = [s.path.split('.') for s in specs]
+    path = [column[0] if len(set(column)) == 1 else name for column in zip(*parts)]
+    return specs[0]._replace(path='.'.join(path), shape=(len(specs), *specs[0].shape),
+                             layers=tuple(s.path for s in specs))
 
   def walk(*nodes):
     if isinstance(nodes[0], WeightSpec):
@@ -287,12 +277,13 @@ def pack(specs, theta):
   return py_utils.NestedMap({name: pack(s, theta) for name, s in specs.items()})
 
 
-def by_path(specs, theta) -> dict:
-  """The inverse of `pack`: weights in the structure of layers to a dict by path."""
-  if isinstance(specs, WeightSpec):
-    return {specs.path: theta}
-  pairs = zip(specs, theta) if isinstance(specs, list) else ((s, theta[k]) for k, s in specs.items())
-  return {path: w for spec, t in pairs for path, w in by_path(spec, t).items()}
+def pairs(tree, part):
+  """Yields each leaf of `part` after the leaf of `tree` in its place; NestedMaps and lists."""
+  if isinstance(part, (dict, list)):
+    for key in part if isinstance(part, dict) else range(len(part)):
+      yield from pairs(tree[key], part[key])
+  else:
+    yield tree, part
 
 
 def flatten(specs) -> list[WeightSpec]:

@@ -41,7 +41,7 @@ class TranslationModel(base_model.BaseTask):
   def __init__(self, params):
     super().__init__(params)
     p = self.params
-    self._updates = {}  # of the FProp of a training step, by path
+    self._updates = py_utils.NestedMap()  # of the latest ComputePredictions
     self.CreateChild('source_embedding', p.source_embedding)
     self.CreateChild('target_embedding', p.target_embedding)
     self.CreateChild('encoder', p.encoder)
@@ -58,7 +58,8 @@ class TranslationModel(base_model.BaseTask):
     Returns:
       A NestedMap with logits [B, L, V]; aux_loss float32 [], the routers' losses
       weighted, a mean over layers; metrics, a flat dict of float32 scalars; and
-      updates, a dict by path of new values of weights that no gradient changes.
+      updates, a NestedMap that is a part of `theta`, of new values of weights
+      that no gradient changes.
     """
     batch = _annotate_batch(input_batch)
     src, tgt = batch.src, batch.tgt
@@ -70,7 +71,7 @@ class TranslationModel(base_model.BaseTask):
         encoded=encoded.y,
         cross_mask=_same_segment(tgt.segment_ids, src.segment_ids))
     decoded = self.decoder.FProp(theta.decoder, x, context)
-    self._updates = encoded.updates | decoded.updates
+    self._updates = py_utils.NestedMap(encoder=encoded.updates, decoder=decoded.updates)
     return py_utils.NestedMap(
         logits=self.target_embedding.Logits(theta.target_embedding, decoded.y),
         aux_loss=(encoded.aux_loss + decoded.aux_loss) / 2.,
@@ -110,9 +111,8 @@ class TranslationModel(base_model.BaseTask):
 
   def PostTrainingStepUpdate(self):
     """Assigns the updates of the step to the variables; Lingvo's trainers call it."""
-    variables = weights.by_path(weights.weight_specs(self), self.vars)
     return tf.group(super().PostTrainingStepUpdate(), *(
-        variables[path].assign(value) for path, value in self._updates.items()))
+        variable.assign(value) for variable, value in weights.pairs(self.vars, self._updates)))
 
   def Encode(self, theta, ids):
     """Encodes sentences, one in a row, for decoding.

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from gshard_tf import xla_sharding
 from gshard_tf.layers import feed_forward
 from gshard_tf.layers import moe
 from gshard_tf.layers import router
+from gshard_tf.layers import weights
+from gshard_tf.params import sharding
 from tests.layers import layer as layers
+from tests.layers.routers import ROUTERS
+
+pytestmark = pytest.mark.slow
 
 _B, _L, _M, _H, _E = 4, 6, 5, 7, 4
 # Outputs are sums of at most 7 products of order 1, in two orders of summation.
@@ -77,33 +83,38 @@ def test_equals_a_loop_over_tokens(dispatch):
     np.testing.assert_allclose(y[token], want, atol=_ATOL)
 
 
-def test_forms_of_dispatch_agree_in_training_with_overflow():
-  x, paddings = inputs()
+@pytest.mark.parametrize('name', sorted(ROUTERS.keys() - {'all', 'sampling'}))  # as random
+def test_any_router_goes_with_any_dispatch(name):
+  x, paddings = (tf.constant(a) for a in inputs())
+  ids = tf.constant(np.random.default_rng(0).integers(0, 99, (_B, _L)), tf.int32)
   results = []
   for dispatch in ('einsum', 'gather'):
-    layer, theta = make(top2(capacity_factor=1., min_capacity=1), dispatch=dispatch)
+    layer, theta = make(ROUTERS[name].Copy().Set(capacity_factor=.5, min_capacity=1), dispatch=dispatch)
     with layers.training(), tf.GradientTape() as tape:
       tape.watch(theta.Flatten())
-      out = layer.FProp(theta, tf.constant(x), tf.constant(paddings))
+      out = layer.FProp(theta, x, paddings, ids)
       loss = tf.reduce_sum(tf.sin(out.y)) + out.aux_loss
-    assert 0. < float(out.metrics.dropped) < 1.
-    results.append([out.y, *tape.gradient(loss, theta.Flatten())])
+    if not layer.router.NEEDS_CAPACITY:
+      assert 0. < float(out.metrics.dropped) < 1.
+    results.append([out.y, *tape.gradient(loss, theta.Flatten(), unconnected_gradients='zero')])
+    assert np.abs(out.y).max() > 0.
   for einsum, gather in zip(*results):
     np.testing.assert_allclose(einsum, gather, atol=_ATOL)
 
 
-@pytest.mark.parametrize('train', [False, True])
-def test_order_of_experts_does_not_matter(train):
-  layer, theta = make(top2(capacity_factor=1., min_capacity=1))
-  order = np.random.default_rng(1).permutation(_E)
+@pytest.mark.parametrize('name', ['all', 'top3', 'noisy', 'sigmoid', 'bounded_expert_choice'])
+def test_order_of_experts_does_not_matter(name):
+  layer, theta = make(ROUTERS[name].Copy().Set(eval_capacity_factor=1., min_capacity=1))
+  rng = np.random.default_rng()
+  order = rng.permutation(_E)
+  if name == 'sigmoid':  # experts of a node stay together
+    order = np.ravel(rng.permuted(np.reshape(np.arange(_E), [2, -1]), axis=1)[rng.permutation(2)])
   permuted = theta.DeepCopy()
-  permuted.router.wg = tf.gather(theta.router.wg, order, axis=1)
+  permuted.router = theta.router.Transform(lambda w: tf.gather(w, order, axis=-1))
   permuted.wi, permuted.wo = (tf.gather(w, order) for w in (theta.wi, theta.wo))
   x, paddings = (tf.constant(a) for a in inputs())
-  with layers.training() if train else layers.evaluation():
-    want = layer.FProp(theta, x, paddings)
-  with layers.training() if train else layers.evaluation():  # the same random numbers
-    got = layer.FProp(permuted, x, paddings)
+  with layers.evaluation():
+    want, got = (layer.FProp(t, x, paddings) for t in (theta, permuted))
   np.testing.assert_allclose(got.y, want.y, atol=_ATOL)
   np.testing.assert_allclose(got.aux_loss, want.aux_loss, rtol=1e-5)
   np.testing.assert_array_equal(got.metrics.dropped, want.metrics.dropped)
@@ -154,6 +165,57 @@ def test_a_step_draws_the_same_numbers_again_and_the_next_step_others():
       outs.append(layer.FProp(theta, x, paddings).y.numpy())
   np.testing.assert_array_equal(outs[0], outs[1])
   assert (outs[0] != outs[2]).any()
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_shared_experts_are_added_for_every_token(train):
+  shared = feed_forward.FeedForward.Params().Set(hidden_dim=3)
+  layer, theta = make(shared=shared)
+  routed, _ = make()
+  dense = layers.make(shared.Copy().Set(model_dim=_M))
+  x, paddings = (tf.constant(a) for a in inputs())
+  outs = []
+  for run in (lambda: layer.FProp(theta, x, paddings), lambda: routed.FProp(theta, x, paddings),
+              lambda: dense.FProp(theta.shared, x, paddings)):
+    with layers.training() if train else layers.evaluation():
+      outs.append(run().y)
+  np.testing.assert_allclose(outs[0], outs[1] + outs[2], atol=_ATOL)
+  assert np.abs(outs[2]).max() > 0.
+
+
+def test_fine_grained_experts_equal_the_experts_that_they_are_slices_of():
+  # DeepSeekMoE (2401.06066), section 3.1: 2E experts of half the hidden units, 2k of
+  # them for a token. Where both halves of an expert have its logit, their gates are
+  # half of its gate.
+  topk = router.TopKRouter.Params
+  coarse, theta = make(topk().Set(k=2), hidden_dim=2 * _H)
+  fine, _ = make(topk().Set(k=4), num_experts=2 * _E)
+  sliced = theta.DeepCopy()
+  sliced.router.wg = tf.repeat(theta.router.wg, 2, axis=-1)
+  sliced.wi = tf.reshape(tf.transpose(tf.reshape(theta.wi, [_E, _M, 2, _H]), [0, 2, 1, 3]), [-1, _M, _H])
+  sliced.wo = tf.reshape(theta.wo, [-1, _H, _M])
+  x, paddings = (tf.constant(a) for a in inputs())
+  with layers.evaluation():
+    want, got = coarse.FProp(theta, x, paddings), fine.FProp(sliced, x, paddings)
+  np.testing.assert_allclose(2. * got.y, want.y, atol=_ATOL)
+
+
+def test_only_training_hands_out_updates():
+  layer, theta = make(ROUTERS['sigmoid'])
+  args = [tf.constant(a) for a in inputs()]
+  with layers.evaluation():
+    assert not layer.FProp(theta, *args).updates.Flatten()
+  with layers.training():
+    updates = layer.FProp(theta, *args).updates
+  (spec, bias), = weights.pairs(weights.weight_specs(layer), updates)
+  assert spec.path == 'router.bias' and not spec.trainable and bias.shape == [_E]
+
+
+def test_a_mesh_that_does_not_divide_the_experts_raises_at_construction():
+  mesh = xla_sharding.Mesh((3, 1), sharding.MESH_AXES)
+  message = '4 experts do not split over 3 devices; set num_experts to a multiple of 3, or choose a mesh'
+  with xla_sharding.partitioning(mesh, sharding.GSHARD), pytest.raises(ValueError, match=message):
+    layers.make(moe_params())
 
 
 def test_fewer_tokens_than_groups_are_groups_of_their_own():

@@ -167,7 +167,7 @@ def test_sigmoid_top_k(problem, data):
     node_scores = [sum(sorted(biased[node], reverse=True)[:best]) for node in nodes]
     allowed, margin = routings.best(node_scores, max_nodes)
     outside = np.setdiff1d(np.arange(experts), nodes[allowed])
-    biased[outside] = -np.inf
+    biased[outside] = -100.
     chosen, also = routings.best(biased, k)
     gates = score[chosen] / score[chosen].sum() * factor
     return chosen, gates, min(margin, also)
