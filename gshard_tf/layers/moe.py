@@ -8,6 +8,7 @@ from lingvo.core import py_utils
 import tensorflow as tf
 
 from gshard_tf.layers import dispatch
+from gshard_tf.layers import experts
 from gshard_tf.layers import gating
 from gshard_tf.layers import randomness
 from gshard_tf.layers import weights
@@ -40,6 +41,8 @@ class MoE(weights.Layer):
     p.Define('second_expert', 'random', 'In training: random, or all.')
     p.Define('dispatch', 'gather', f'One of {", ".join(_DISPATCH)}.')
     p.Define('dropout', 0., 'Probability that a hidden unit is dropped in training.')
+    p.Define('experts', experts.Experts.Params(),
+             'The feed-forwards; their sizes and dropout are those above.')
     return p
 
   def __init__(self, params):
@@ -56,16 +59,15 @@ class MoE(weights.Layer):
       raise ValueError(f'{self.path}: capacity_factor is {p.capacity_factor}; it must be positive')
     self.CreateWeight('wg', 'me', (p.model_dim, p.num_experts),
                       weights.Init.fan_in(p.model_dim))
-    self.CreateWeight('wi', 'emh', (p.num_experts, p.model_dim, p.hidden_dim),
-                      weights.Init.fan_in(p.model_dim, gain=2.))
-    self.CreateWeight('wo', 'ehm', (p.num_experts, p.hidden_dim, p.model_dim),
-                      weights.Init.fan_in(p.hidden_dim))
+    self.CreateChild('experts', p.experts.Copy().Set(
+        model_dim=p.model_dim, hidden_dim=p.hidden_dim, num_experts=p.num_experts,
+        dropout=p.dropout))
 
   def FProp(self, theta, x, paddings):
     """Computes the layer.
 
     Args:
-      theta: weights; wg [M, E], wi [E, M, H], wo [E, H, M].
+      theta: weights; wg [M, E], and those of the experts.
       x: [B, L, M].
       paddings: [B, L]; 1 at padding, which no expert sees.
 
@@ -85,7 +87,7 @@ class MoE(weights.Layer):
 
     dispatch_fn, combine_fn = _DISPATCH[p.dispatch]
     xe = annotate(dispatch_fn(tokens, routing), 'gzm')
-    ye = self._experts(theta, xe, routing.capacity)
+    ye = self.experts.FProp(theta.experts, xe)
     y = annotate(combine_fn(ye, routing), 'gsm')
 
     wanted = tf.reduce_sum(nonpadding) * routing.slot.shape[2]
@@ -119,18 +121,3 @@ class MoE(weights.Layer):
     routing = gating.top2(annotate(logits, 'gse'), nonpadding, capacity, uniform)
     return routing._replace(slot=annotate(routing.slot, 'gsk'),
                             gate=annotate(routing.gate, 'gsk'))
-
-  def _experts(self, theta, xe, capacity):
-    """Each expert on its own slots: [G, Z, M] -> [G, Z, M].
-
-    The change of annotation from the groups to the experts is what makes the
-    partitioner send tokens between devices by an all-to-all, and back.
-    """
-    groups, slots, dim = xe.shape
-    xe = annotate(tf.reshape(xe, [groups, -1, capacity, dim]), 'gecm')
-    xe = annotate(tf.transpose(xe, [1, 0, 2, 3]), 'egcm')
-    h = tf.nn.relu(annotate(tf.einsum('egcm,emh->egch', xe, theta.wi), 'egch'))
-    h = randomness.dropout(self, h, self.params.dropout, 'egch')
-    ye = annotate(tf.einsum('egch,ehm->egcm', h, theta.wo), 'egcm')
-    ye = annotate(tf.transpose(ye, [1, 0, 2, 3]), 'gecm')
-    return annotate(tf.reshape(ye, [groups, slots, dim]), 'gzm')
