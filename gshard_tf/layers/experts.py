@@ -1,11 +1,16 @@
 """The experts: E feed-forwards, each with weights of its own.
 
-Dimensions: G groups, E experts, C capacity, Z = E*C slots, M model, H hidden.
+Dimensions: G groups, S tokens in a group, E experts, C capacity, Z = E*C slots,
+D devices that the experts are split over, B tokens in a block, M model, H hidden.
 """
 
+from lingvo.core import py_utils
 import tensorflow as tf
 
+from gshard_tf import xla_sharding
 from gshard_tf.layers import activations
+from gshard_tf.layers import dropless
+from gshard_tf.layers import gating
 from gshard_tf.layers import randomness
 from gshard_tf.layers import weights
 from gshard_tf.xla_sharding import annotate
@@ -56,3 +61,34 @@ class Experts(weights.Layer):
     y = annotate(tf.einsum('egch,ehm->egcm', h, theta.wo), 'egcm')
     y = annotate(tf.transpose(y, [1, 0, 2, 3]), 'gecm')
     return annotate(tf.reshape(y, [groups, slots, dim]), 'gzm')
+
+  def FPropDropless(self, theta, x, routing: gating.Routing):
+    """Computes each token's experts, without slots.
+
+    Args:
+      theta: as for `FProp`.
+      x: [G, S, M].
+      routing: of G groups of S tokens.
+
+    Returns:
+      [G, S, M]; the experts' outputs weighted by the gates, summed.
+    """
+    p = self.params
+    drop = p.dropout and not self.do_eval
+    names = ('wi', 'wv', 'wo') if self._activation.gated else ('wi', 'wo')
+
+    def experts_of_block(x, gate, choice, values, *key):
+      h = self._activation.hidden(
+          lambda w: annotate(tf.matmul(x, w), 'dzh'), py_utils.NestedMap(zip(names, values)))
+      if drop:
+        row = tf.cast(choice, tf.uint32)[..., None]
+        h = randomness.mask(h, randomness.uniform_rows(*key, row, p.hidden_dim), p.dropout)
+      # With the gate here, rather than at the outputs, its gradient needs no outputs.
+      return annotate(tf.matmul(h * gate, values[-1]), 'dzm')
+
+    here = xla_sharding.current()
+    devices = here.mesh.partitions(here.axes('emh')[0]) if here.mesh else 1
+    return dropless.visit(
+        experts_of_block, x, routing, [theta[n] for n in names],
+        ['ehm' if n == 'wo' else 'emh' for n in names], devices,
+        [randomness.step_key(self)] if drop else [])

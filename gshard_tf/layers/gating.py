@@ -25,12 +25,15 @@ class Routing(NamedTuple):
     aux_loss: float32 []; load-balancing loss, 1 at perfect balance.
     num_experts: E.
     capacity: C.
+    expert: int32 [G, S, K]; the expert of each choice, of one without a slot
+      too; -1 for padding, and where a token goes without a k-th expert.
   """
   slot: tf.Tensor
   gate: tf.Tensor
   aux_loss: tf.Tensor
   num_experts: int
   capacity: int
+  expert: tf.Tensor
 
 
 def expert_capacity(group_size: int, num_experts: int, capacity_factor: float,
@@ -91,10 +94,11 @@ def top2(logits: tf.Tensor, nonpadding: tf.Tensor, capacity: int,
     second_mask *= tf.cast(2. * gates[..., 1] > uniform, tf.float32)[..., None]
 
   load = tf.reduce_sum(first_mask, 1, keepdims=True)  # [G, 1, E]
-  slots = []
+  slots, chosen = [], []
   for expert, mask, taken in ((first, first_mask, 0.), (second, second_mask, load)):
     place = tf.reduce_sum((tf.cumsum(mask, 1, exclusive=True) + taken) * mask, -1)
     kept = (tf.reduce_sum(mask, -1) > 0.) & (place < capacity)  # [G, S]
+    chosen.append(tf.where(tf.reduce_sum(mask, -1) > 0., expert, -1))
     slots.append(tf.where(kept, expert * capacity + tf.cast(place, tf.int32), -1))
   slot = tf.stack(slots, -1)  # [G, S, 2]
   return Routing(
@@ -102,7 +106,8 @@ def top2(logits: tf.Tensor, nonpadding: tf.Tensor, capacity: int,
       gate=gates * tf.cast(slot >= 0, tf.float32),
       aux_loss=_balance_loss(probability, first_mask, nonpadding),
       num_experts=num_experts,
-      capacity=capacity)
+      capacity=capacity,
+      expert=tf.stack(chosen, -1))
 
 
 def _balance_loss(probability, mask, nonpadding):

@@ -17,6 +17,7 @@ from gshard_tf.xla_sharding import annotate
 _DISPATCH = {
     'einsum': (dispatch.dispatch_einsum, dispatch.combine_einsum),
     'gather': (dispatch.dispatch_gather, dispatch.combine_gather),
+    'dropless': (None, None),
 }
 
 
@@ -85,10 +86,7 @@ class MoE(weights.Layer):
     nonpadding = 1. - tf.reshape(tf.cast(paddings, tf.float32), [groups, -1])
     routing = self._route(theta, tokens, nonpadding)
 
-    dispatch_fn, combine_fn = _DISPATCH[p.dispatch]
-    xe = annotate(dispatch_fn(tokens, routing), 'gzm')
-    ye = self.experts.FProp(theta.experts, xe)
-    y = annotate(combine_fn(ye, routing), 'gsm')
+    y = annotate(self._visit(theta, tokens, routing), 'gsm')
 
     wanted = tf.reduce_sum(nonpadding) * routing.slot.shape[2]
     kept = tf.reduce_sum(tf.cast(routing.slot >= 0, tf.float32))
@@ -96,6 +94,14 @@ class MoE(weights.Layer):
         y=annotate(tf.reshape(y, x.shape), 'blm'),
         aux_loss=routing.aux_loss,
         metrics=py_utils.NestedMap(dropped=1. - kept / tf.maximum(wanted, 1.)))
+
+  def _visit(self, theta, tokens, routing):
+    """The sums of the tokens' experts [G, S, M]."""
+    dispatch_fn, combine_fn = _DISPATCH[self.params.dispatch]
+    if dispatch_fn is None:
+      return self.experts.FPropDropless(theta.experts, tokens, routing)
+    xe = annotate(dispatch_fn(tokens, routing), 'gzm')
+    return combine_fn(self.experts.FProp(theta.experts, xe), routing)
 
   def _num_groups(self, tokens):
     groups = min(self.params.num_groups, tokens)
@@ -113,11 +119,12 @@ class MoE(weights.Layer):
     logits = tf.einsum('gsm,me->gse', tf.cast(tokens, tf.float32),
                        tf.cast(theta.wg, tf.float32))
     factor = p.eval_capacity_factor if self.do_eval else p.capacity_factor
-    capacity = size if factor is None else gating.expert_capacity(
+    capacity = size if factor is None or p.dispatch == 'dropless' else gating.expert_capacity(
         size, p.num_experts, factor, p.min_capacity)
     uniform = None
     if p.second_expert == 'random' and not self.do_eval:
       uniform = randomness.uniform(self, [groups, size], 'gs')
     routing = gating.top2(annotate(logits, 'gse'), nonpadding, capacity, uniform)
     return routing._replace(slot=annotate(routing.slot, 'gsk'),
-                            gate=annotate(routing.gate, 'gsk'))
+                            gate=annotate(routing.gate, 'gsk'),
+                            expert=annotate(routing.expert, 'gsk'))

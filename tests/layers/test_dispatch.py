@@ -33,7 +33,9 @@ def random_slots(rng, groups, size, choices, slots):
 
 
 def routing_of(slot, gate, experts, capacity):
-  return gating.Routing(tf.constant(slot), tf.constant(gate, tf.float32), tf.zeros([]), experts, capacity)
+  return gating.Routing(
+      tf.convert_to_tensor(slot), tf.convert_to_tensor(gate), tf.zeros([]), experts, capacity,
+      expert=tf.where(slot >= 0, slot // capacity, -1))
 
 
 @st.composite
@@ -69,7 +71,7 @@ def values_and_gradients(form, x, y, gate, slot, experts, capacity):
   with tf.GradientTape() as tape:
     x, y, gate = (tf.convert_to_tensor(a) for a in (x, y, gate))
     tape.watch((x, y, gate))
-    routing = routing_of(slot, 0., experts, capacity)._replace(gate=gate)
+    routing = routing_of(slot, gate, experts, capacity)
     xe, z = dispatch_fn(x, routing), combine_fn(y, routing)
     # Only through the operand of each, hence the stops.
     total = (tf.reduce_sum(xe * tf.stop_gradient(y)) + tf.reduce_sum(z * tf.stop_gradient(x)))
@@ -102,7 +104,7 @@ def test_choice_of_slot_is_the_inverse(problem):
 @pytest.mark.parametrize('form', FORMS)
 def test_keeps_the_type_of_the_activations(form):
   slot = random_slots(np.random.default_rng(0), 2, 3, 2, 8)
-  routing = routing_of(slot, np.ones(slot.shape), 4, 2)
+  routing = routing_of(slot, np.ones(slot.shape, np.float32), 4, 2)
   dispatch_fn, combine_fn = FORMS[form]
   xe = dispatch_fn(tf.ones([2, 3, 5], tf.bfloat16), routing)
   assert xe.dtype == combine_fn(xe, routing).dtype == tf.bfloat16
@@ -128,7 +130,7 @@ def partitioned(dispatch_fn, combine_fn):
   def step(x, gate, slot):
     with tf.GradientTape() as tape:
       tape.watch((x, gate))
-      routing = gating.Routing(split(slot), split(gate), tf.zeros([]), _E, _C)
+      routing = routing_of(split(slot), split(gate), _E, _C)
       y = split(combine_fn(tf.sin(split(dispatch_fn(split(x), routing))), routing))
     return (y, *(split(d) for d in tape.gradient(y, (x, gate))))
 

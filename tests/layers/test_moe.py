@@ -16,6 +16,7 @@ from tests.layers import layer as layers
 _B, _L, _M, _H, _E = 4, 6, 5, 7, 4
 # Outputs are sums of at most 7 products of order 1, in two orders of summation.
 _ATOL = 1e-5
+DISPATCHES = ('einsum', 'gather', 'dropless')
 
 
 def moe_params(**kwargs):
@@ -33,13 +34,13 @@ def inputs(seed=0, padding=0.3):
           (rng.random((_B, _L)) < padding).astype(np.float32))
 
 
-@pytest.mark.parametrize('dispatch', ['einsum', 'gather'])
+@pytest.mark.parametrize('dispatch', DISPATCHES)
 @pytest.mark.parametrize('train', [False, True])
 def test_identical_experts_equal_the_dense_layer(dispatch, train):
   layer, theta = make(dispatch=dispatch, second_expert='all', capacity_factor=2. * _E)
   dense = layers.make(feed_forward.FeedForward.Params().Set(model_dim=_M, hidden_dim=_H))
   dense_theta = layers.draw(dense, 1)
-  theta.wi, theta.wo = (tf.repeat(w[None], _E, 0) for w in (dense_theta.wi, dense_theta.wo))
+  theta.experts.wi, theta.experts.wo = (tf.repeat(w[None], _E, 0) for w in (dense_theta.wi, dense_theta.wo))
   x, paddings = inputs()
   with layers.training() if train else layers.evaluation():
     out = layer.FProp(theta, tf.constant(x), tf.constant(paddings))
@@ -54,11 +55,11 @@ def moe_loop(theta, x):
   logits = x @ theta.wg
   best = np.argsort(-logits)[:2]
   gate = np.exp(logits[best] - logits[best[0]])
-  hidden = [np.maximum(x @ theta.wi[e], 0.) for e in best]
-  return sum(g / gate.sum() * h @ theta.wo[e] for g, h, e in zip(gate, hidden, best))
+  hidden = [np.maximum(x @ theta.experts.wi[e], 0.) for e in best]
+  return sum(g / gate.sum() * h @ theta.experts.wo[e] for g, h, e in zip(gate, hidden, best))
 
 
-@pytest.mark.parametrize('dispatch', ['einsum', 'gather'])
+@pytest.mark.parametrize('dispatch', DISPATCHES)
 def test_equals_a_loop_over_tokens(dispatch):
   layer, theta = make(dispatch=dispatch)
   x, paddings = inputs()
@@ -91,7 +92,7 @@ def test_order_of_experts_does_not_matter(train):
   order = np.random.default_rng(1).permutation(_E)
   permuted = theta.copy()
   permuted.wg = tf.gather(theta.wg, order, axis=1)
-  permuted.wi, permuted.wo = (tf.gather(w, order) for w in (theta.wi, theta.wo))
+  permuted.experts = theta.experts.Transform(lambda w: tf.gather(w, order))
   x, paddings = (tf.constant(a) for a in inputs())
   with layers.training() if train else layers.evaluation():
     want = layer.FProp(theta, x, paddings)
@@ -180,7 +181,7 @@ def test_tokens_that_do_not_split_into_groups_raise():
     (dict(num_groups=0), 'num_groups is 0; routing needs 1 at least'),
     (dict(capacity_factor=-.5), 'capacity_factor is -0.5; it must be positive'),
     (dict(second_expert='both'), "second_expert is 'both'; choose one of random, all"),
-    (dict(dispatch='sort'), "dispatch is 'sort'; choose one of einsum, gather"),
+    (dict(dispatch='sort'), "dispatch is 'sort'; choose one of einsum, gather, dropless"),
     (dict(model_dim=0), 'wg of shape (0, 4): set every size'),
     (dict(hidden_dim=0), 'wi of shape (4, 5, 0): set every size'),
 ])
