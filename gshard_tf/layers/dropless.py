@@ -132,6 +132,7 @@ def visit(function: Callable, x: tf.Tensor, routing: gating.Routing,
     given = tf.nest.pack_sequence_as(operands, flat)
 
     def gradient(dy):
+      dy = annotate(dy, 'sm')
       dx, dgate, dweights = _backward(function, given, dy, rows, choices, letters)
       none = tf.nest.map_structure(lambda _: None, (given.runs, given.extra))
       return (dx, dgate, *dweights, *tf.nest.flatten(none))
@@ -144,7 +145,7 @@ def visit(function: Callable, x: tf.Tensor, routing: gating.Routing,
 def _sort(expert, num_experts, devices, rows):
   """Choices' experts int32 [N] -> _Runs."""
   size = tf.reduce_sum(tf.one_hot(expert, num_experts, dtype=tf.int32), 0)  # [E]
-  by_device = lambda a: annotate(tf.reshape(a, [devices, -1]), 'dz')
+  by_device = lambda a: tf.reshape(a, [devices, -1])
   return _Runs(
       order=tf.argsort(tf.where(expert >= 0, expert, num_experts), stable=True),
       first=by_device(tf.cumsum(size, exclusive=True)), size=by_device(size),
@@ -242,4 +243,4 @@ def _add(total, index, rows):
 
 def _total(total, like):
   """Sums [D, R + 1, M] -> [R, M] of the type of `like`."""
-  return tf.cast(tf.reduce_sum(total, 0)[:-1], like.dtype)
+  return tf.cast(tf.reduce_sum(total[:, :-1], 0), like.dtype)
