@@ -66,3 +66,25 @@ def test_nothing_is_dropped_at_evaluation(form):
   with layers.evaluation():
     y = form(layer, theta, tf.ones([1, _S, _M]))
   np.testing.assert_allclose(y, np.full(y.shape, _H * _M), rtol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [tf.float32, tf.bfloat16, tf.float64])
+@pytest.mark.parametrize('compiled', [False, True])
+def test_product_has_the_gradient_of_an_einsum(dtype, compiled):
+  rng = np.random.default_rng(0)
+  x, w, dy = (tf.cast(rng.standard_normal(shape), dtype)
+              for shape in ((3, 2, 4, 5), (3, 5, 6), (3, 2, 4, 6)))
+
+  def run(function):
+    with tf.GradientTape() as tape:
+      tape.watch((x, w))
+      y = function(x, w)
+    return (y, *tape.gradient(y, (x, w), output_gradients=dy))
+
+  got = tf.function(lambda: run(experts.product), jit_compile=compiled)()
+  want = run(lambda x, w: tf.einsum('egcm,emh->egch', x, w))
+  # Sums of at most 8 products of order 1; bfloat16 rounds them to 8 bits.
+  rtol = 2e-2 if dtype == tf.bfloat16 else 1e-5
+  for g, expected in zip(got, want):
+    assert g.dtype == dtype
+    np.testing.assert_allclose(tf.cast(g, tf.float32), tf.cast(expected, tf.float32), rtol=rtol, atol=rtol)
