@@ -49,8 +49,8 @@ class Steps:
       A dict from path to weight, each annotated.
     """
     with self._context():
-      return {w.path: xla_sharding.annotate(
-          weights.initial_value(w, seed, self.params.dtype), w.letters) for w in self.specs}
+      return {w.path: w.annotate(weights.initial_value(w, seed, self.params.dtype))
+              for w in self.specs}
 
   def train(self, theta, batch, step, seed):
     """The loss of a batch, its gradients, and metrics.
@@ -63,18 +63,21 @@ class Steps:
       seed: int32 [].
 
     Returns:
-      A dict of grads, a dict like `theta`, and metrics, a dict of float32
-      scalars among which is `loss`.
+      A dict of grads, a dict like `theta` of the trainable weights; metrics, a
+      dict of float32 scalars among which is `loss`; and updates, new values of
+      the other weights.
     """
     with self._context(), py_utils.GlobalStepContext(step):
       py_utils.ResetStepSeed(tf.cast(seed, tf.int64))
+      trainable = {w.path: theta[w.path] for w in self.specs if w.trainable}
       with tf.GradientTape() as tape:
-        tape.watch(list(theta.values()))
-        metrics = self._metrics(theta, batch)
+        tape.watch(list(trainable.values()))
+        metrics, updates = self._metrics(theta, batch)
         loss = metrics.loss[0]
-      grads = tape.gradient(loss, theta, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+      grads = tape.gradient(loss, trainable, unconnected_gradients=tf.UnconnectedGradients.ZERO)
       return {'grads': {k: tf.convert_to_tensor(g) for k, g in grads.items()},
-              'metrics': {name: value for name, (value, _) in metrics.items()}}
+              'metrics': {name: value for name, (value, _) in metrics.items()},
+              'updates': updates}
 
   def evaluate(self, theta, batch):
     """The metrics of a batch without randomness.
@@ -88,7 +91,8 @@ class Steps:
       a corpus's metric is the weighted mean.
     """
     with self._context(), cluster_factory.SetEval(True):
-      return {name: tf.stack(pair) for name, pair in self._metrics(theta, batch).items()}
+      metrics, _ = self._metrics(theta, batch)
+      return {name: tf.stack(pair) for name, pair in metrics.items()}
 
   def encode(self, theta, ids):
     """Encodes sentences for decoding.
@@ -130,12 +134,12 @@ class Steps:
   def _metrics(self, theta, batch):
     theta, batch = self._pack(theta), _nested(batch)
     predictions = self._task.ComputePredictions(theta, batch)
-    return self._task.ComputeLoss(theta, predictions, batch)[0]
+    return self._task.ComputeLoss(theta, predictions, batch)[0], predictions.updates
 
   def _pack(self, theta):
     """Annotates weights, and through them their gradients; nests them."""
     return weights.pack(self._structure, {
-        w.path: xla_sharding.annotate(theta[w.path], w.letters) for w in self.specs})
+        w.path: w.annotate(theta[w.path]) for w in self.specs})
 
   def _context(self):
     return xla_sharding.partitioning(*self.partitioning)

@@ -22,122 +22,21 @@ An annotation acts on the gradient of a tensor as on the tensor itself.
 import contextlib
 import difflib
 import threading
-from typing import Mapping, NamedTuple, Sequence
+from typing import Mapping, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.compiler.xla.experimental import xla_sharding as tf_xla_sharding
 
-# One entry of a dims mapping: unsharded, along one mesh axis, or along several.
-AxisNames = None | str | tuple[str, ...]
-DimsMapping = Sequence[AxisNames]
+from gshard_tf import op_sharding
+from gshard_tf.device_mesh import AxisNames, DimsMapping, Mesh, ShardingError, as_axes
+from gshard_tf.manual_region import (
+    Region, auto_to_manual, manual_region, manual_to_auto, open_region)
+
+__all__ = ['AxisNames', 'DimsMapping', 'Mesh', 'Partitioning', 'Region', 'ShardingError',
+           'ShardingTable', 'annotate', 'as_axes', 'auto_to_manual', 'current', 'manual_region',
+           'manual_to_auto', 'mesh_split', 'partitioning', 'replicate', 'shard', 'split']
+
 ShardingTable = Mapping[str, DimsMapping]
-
-
-class ShardingError(ValueError):
-  """An annotation that does not fit its tensor or its mesh."""
-
-
-class Mesh:
-  """A named, possibly multi-dimensional array of logical devices.
-
-  Attributes:
-    shape: sizes of the axes.
-    axis_names: one name for each axis.
-    devices: int array of shape `shape`; each element is the position of a
-      device in the device assignment of the compiled program.
-  """
-
-  def __init__(self, shape: Sequence[int], axis_names: Sequence[str],
-               devices: np.ndarray | None = None):
-    """Builds a mesh.
-
-    Args:
-      shape: sizes of the axes, each at least 1.
-      axis_names: distinct names, as many as `shape` has entries.
-      devices: the device order, an int array of `prod(shape)` distinct ids from
-        0; row-major order by default.
-
-    Raises:
-      ShardingError: names and sizes do not match, or `devices` is not a
-        permutation.
-    """
-    self.shape = tuple(int(n) for n in shape)
-    self.axis_names = tuple(axis_names)
-    if len(self.shape) != len(self.axis_names) or len(set(self.axis_names)) < len(self.axis_names):
-      raise ShardingError(
-          f'a mesh of shape {self.shape} needs {len(self.shape)} distinct axis '
-          f'names, got {self.axis_names}')
-    if min(self.shape, default=1) < 1:
-      raise ShardingError(f'mesh shape {self.shape} has an axis smaller than 1')
-    if devices is None:
-      devices = np.arange(self.size)
-    devices = np.asarray(devices)
-    if not np.array_equal(np.sort(devices, axis=None), np.arange(self.size)):
-      span = f' from {devices.min()} to {devices.max()}' if devices.size else ''
-      raise ShardingError(
-          f'the device order of a mesh of shape {self.shape} must hold each of '
-          f'0..{self.size - 1} once, got {devices.size} ids{span}')
-    self.devices = devices.reshape(self.shape)
-
-  @property
-  def size(self) -> int:
-    """Number of devices."""
-    return int(np.prod(self.shape, dtype=np.int64))
-
-  def partitions(self, axes: AxisNames) -> int:
-    """Number of shards of a dimension that lies along `axes`."""
-    return int(np.prod([self.shape[self._axis(a)] for a in as_axes(axes)],
-                       dtype=np.int64))
-
-  def _axis(self, name: str) -> int:
-    if name not in self.axis_names:
-      near = difflib.get_close_matches(name, self.axis_names, n=1)
-      hint = f'; did you mean {near[0]!r}?' if near else ''
-      raise ShardingError(
-          f'the mesh has no axis {name!r}, only {self.axis_names}{hint}')
-    return self.axis_names.index(name)
-
-  def tile_assignment(self, dims_mapping: DimsMapping) -> tuple[np.ndarray, bool]:
-    """Device ids tiled as a tensor of `len(dims_mapping)` dimensions is.
-
-    Args:
-      dims_mapping: mesh axes of each dimension of the tensor.
-
-    Returns:
-      The int array of tiles, and whether it has one dimension more than the
-      tensor, along which the tensor is replicated.
-
-    Raises:
-      ShardingError: an axis is unknown or stands for two dimensions.
-    """
-    per_dim = [[self._axis(a) for a in as_axes(axes)] for axes in dims_mapping]
-    used = [axis for axes in per_dim for axis in axes]
-    if len(set(used)) < len(used):
-      raise ShardingError(
-          f'dims mapping {tuple(dims_mapping)} uses a mesh axis for two '
-          'dimensions; give each axis to one dimension')
-    unused = [a for a in range(len(self.shape)) if a not in used]
-    replicas = int(np.prod([self.shape[a] for a in unused], dtype=np.int64))
-    tiles = [self.partitions(axes) for axes in dims_mapping]
-    partial = replicas > 1
-    return (self.devices.transpose(used + unused)
-            .reshape(tiles + [replicas] * partial), partial)
-
-  def __repr__(self):
-    axes = ', '.join(f'{n}={s}' for n, s in zip(self.axis_names, self.shape))
-    return f'Mesh({axes})'
-
-
-def as_axes(axes: AxisNames) -> tuple[str, ...]:
-  """The mesh axes of one dimension as a tuple, empty where it is unsharded."""
-  if axes is None:
-    return ()
-  return (axes,) if isinstance(axes, str) else tuple(axes)
-
-
-def _emit(x: tf.Tensor, sharding: tf_xla_sharding.Sharding) -> tf.Tensor:
-  return sharding.apply_to_tensor(x, use_sharding_op=True)
 
 
 def mesh_split(x: tf.Tensor, mesh: Mesh | None, dims_mapping: DimsMapping) -> tf.Tensor:
@@ -162,12 +61,12 @@ def mesh_split(x: tf.Tensor, mesh: Mesh | None, dims_mapping: DimsMapping) -> tf
     raise ShardingError(
         f'{len(dims_mapping)} entries in dims mapping {tuple(dims_mapping)} for '
         f'a tensor of shape {x.shape}; give one entry for each dimension')
-  tiles, partial = mesh.tile_assignment(dims_mapping)
-  if all(not as_axes(axes) for axes in dims_mapping):
-    return _emit(x, tf_xla_sharding.Sharding.replicate())
-  tile = (tf_xla_sharding.Sharding.partial_tile
-          if partial else tf_xla_sharding.Sharding.tile)
-  return _emit(x, tile(tiles))
+  region = open_region()
+  if region is not None and region.mesh is not mesh:
+    raise ShardingError(f'an annotation for {mesh} in a manual region of {region.mesh}; '
+                        'annotate for the mesh of the region')
+  return op_sharding.annotation(
+      x, op_sharding.tiled(mesh, dims_mapping, region.axes if region else ()))
 
 
 def split(x: tf.Tensor, dim: int, num_partitions: int) -> tf.Tensor:
@@ -202,7 +101,10 @@ def replicate(x: tf.Tensor) -> tf.Tensor:
   Returns:
     A tensor equal to `x`, annotated.
   """
-  return _emit(x, tf_xla_sharding.Sharding.replicate())
+  region = open_region()
+  if region is not None:
+    return mesh_split(x, region.mesh, [None] * x.shape.rank)
+  return op_sharding.annotation(x, op_sharding.REPLICATED)
 
 
 def shard(x: tf.Tensor, device_assignment: np.ndarray) -> tf.Tensor:
@@ -295,4 +197,5 @@ def annotate(x: tf.Tensor, letters: str) -> tf.Tensor:
   here = current()
   if here.mesh is None:
     return x
-  return mesh_split(x, here.mesh, here.axes(letters))
+  with tf.name_scope(letters):  # tells the annotation in the partitioned program
+    return mesh_split(x, here.mesh, here.axes(letters))

@@ -3,15 +3,16 @@
 import itertools
 
 from hypothesis import given, strategies as st
+from jax._src.lib import xla_client
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.python.compiler.xla.experimental.xla_sharding import xla_data_pb2
 
+from gshard_tf import op_sharding
 from gshard_tf import xla_sharding
+from gshard_tf.op_sharding import OpSharding
 from gshard_tf.xla_sharding import Mesh, ShardingError, annotate, mesh_split, partitioning
 
-OpSharding = xla_data_pb2.OpSharding
 MESH = Mesh((4, 2), ('expert', 'model'))
 # A ring instead of rows: not the order of the ids.
 RING = Mesh((2, 4), ('x', 'y'), np.array([[0, 1, 2, 3], [7, 6, 5, 4]]))
@@ -27,7 +28,11 @@ def emitted(annotation, shape):
 
 
 def tiles(sharding):
-  return np.reshape(sharding.tile_assignment_devices, sharding.tile_assignment_dimensions)
+  """The devices by tile, as XLA reads the proto."""
+  proto = xla_client.OpSharding()
+  proto.ParseFromString(sharding.SerializeToString())
+  read = xla_client.HloSharding.from_proto(proto)
+  return np.reshape(read.tile_assignment_devices(), read.tile_assignment_dimensions())
 
 
 def holders(sharding, rank, tile):
@@ -64,6 +69,7 @@ def device_loop(mesh, mapping):
     (RING, (8,), (('y', 'x'),)),
     (RING, (5, 4), (None, 'y')),
     (Mesh((2, 1, 3), ('a', 'b', 'c')), (6, 2, 2), ('c', 'b', None)),
+    (Mesh((4, 4, 128), ('a', 'b', 'c')), (6, 512), ('b', ('c', 'a'))),
 ])
 def test_each_device_holds_the_tile_of_its_place_in_the_mesh(mesh, shape, mapping):
   sharding = emitted(lambda x: mesh_split(x, mesh, mapping), shape)
@@ -92,11 +98,11 @@ def mappings(draw):
 @given(mappings())
 def test_tile_assignment_of_any_mesh(problem):
   mesh, mapping = problem
-  assignment, partial = mesh.tile_assignment(mapping)
+  assignment, subgroups = mesh.tile_assignment(mapping)
   held = device_loop(mesh, mapping)
   for tile in itertools.product(*(range(n) for n in assignment.shape[:len(mapping)])):
     assert set(np.atleast_1d(assignment[tile]).tolist()) == held[tile]
-  assert partial == (assignment.ndim > len(mapping)) == (len(held) < mesh.size)
+  assert bool(subgroups) == (assignment.ndim > len(mapping)) == (len(held) < mesh.size)
 
 
 def test_split_and_shard_are_mesh_splits():
@@ -109,6 +115,7 @@ def test_split_and_shard_are_mesh_splits():
 
 
 @pytest.mark.parametrize('annotation', [
+    lambda x: mesh_split(x, Mesh((8, 1), ('expert', 'model')), ('model', None)),
     xla_sharding.replicate, lambda x: mesh_split(x, MESH, (None, None))])
 def test_replicated(annotation):
   assert emitted(annotation, (3, 4)) == OpSharding(type=OpSharding.REPLICATED)
@@ -146,6 +153,43 @@ def test_annotate_looks_up_the_table_in_force():
   assert got == [emitted(lambda x: mesh_split(x, MESH, table[key]), (8, 4)) for key in table]
 
 
+@pytest.mark.parametrize('mesh, mapping, iota', [
+    (Mesh((2048,), ('d',)), ('d', None), ([2048], [0])),
+    (Mesh((128, 16), ('d', 'm')), ('d', 'm'), ([2048], [0])),
+    (Mesh((128, 16), ('d', 'm')), ('m', 'd'), ([128, 16], [1, 0])),
+    (Mesh((128, 16), ('d', 'm')), (None, 'm'), ([128, 16], [1, 0])),
+    (Mesh((16, 128), ('m', 'd'), np.arange(2048).reshape(128, 16).T), ('d', 'm'), ([2048], [0])),
+    (Mesh((8, 16, 16), 'xyz'), ('y', ('z', 'x')), ([8, 256], [1, 0])),
+    (Mesh((8, 16, 16), 'xyz'), ('y', None), ([8, 16, 16], [1, 0, 2])),
+])
+def test_no_device_is_listed_where_an_iota_says_it(mesh, mapping, iota):
+  sharding = emitted(lambda x: mesh_split(x, mesh, mapping), (2048, 2048))
+  assert not sharding.tile_assignment_devices
+  assert (sharding.iota_reshape_dims, sharding.iota_transpose_perm) == iota
+  assert len(sharding.SerializeToString()) < 32
+
+
+@given(st.permutations([2, 3, 4, 5]), st.permutations(range(4)))
+def test_every_transposed_iota_is_found(sizes, perm):
+  devices = np.arange(120).reshape(sizes).transpose(perm)
+  reshape_dims, transpose_perm = op_sharding.iota_of(devices)
+  np.testing.assert_array_equal(
+      np.arange(120).reshape(reshape_dims).transpose(transpose_perm).flatten(), devices.flatten())
+
+
+@given(st.permutations(range(12)))
+def test_a_found_iota_is_the_order(devices):
+  found = op_sharding.iota_of(np.array(devices))
+  if found is not None:
+    assert np.arange(12).reshape(found[0]).transpose(found[1]).flatten().tolist() == devices
+
+
+@pytest.mark.parametrize('devices', [[0, 1, 3, 2], [0, 2, 1, 3, 4, 5], [1, 0], [0, 1, 2, 4, 3, 5]])
+def test_other_orders_are_listed(devices):
+  sharding = emitted(lambda x: xla_sharding.shard(x, devices), [len(devices)])
+  assert list(sharding.tile_assignment_devices) == devices and not sharding.iota_reshape_dims
+
+
 def test_nested_contexts_restore():
   inner = Mesh((2,), ('d',))
   assert xla_sharding.current().mesh is None
@@ -177,7 +221,12 @@ def test_nested_contexts_restore():
 ])
 def test_annotations_that_do_not_fit_raise(annotation, message):
   with pytest.raises(ShardingError, match=message):
-    annotation(tf.zeros([8, 4]))
+    emitted(annotation, [8, 4])
+
+
+def test_eager_tensors_are_refused():
+  with pytest.raises(ShardingError, match='call it inside a tf.function'):
+    xla_sharding.replicate(tf.zeros([8]))
 
 
 @pytest.mark.parametrize('key, message', [
@@ -189,7 +238,7 @@ def test_annotations_that_do_not_fit_raise(annotation, message):
 def test_table_errors(key, message):
   table = {'bm': ('expert', None), 'bml': ('expert', None), 'bn_x': (None,)}
   with partitioning(MESH, table), pytest.raises(ShardingError, match=message):
-    annotate(tf.zeros([8] * len(key.partition('_')[0])), key)
+    emitted(lambda x: annotate(x, key), [8] * len(key.partition('_')[0]))
 
 
 @pytest.mark.parametrize('args, message', [

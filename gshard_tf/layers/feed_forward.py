@@ -34,21 +34,23 @@ class FeedForward(weights.Layer):
     self.CreateWeight('wo', 'hm', (p.hidden_dim, p.model_dim),
                       weights.Init.fan_in(p.hidden_dim))
 
-  def FProp(self, theta, x, paddings):
+  def FProp(self, theta, x, paddings, ids=None):
     """Computes the layer.
 
     Args:
       theta: weights; wi [M, H], wo [H, M], and if gated wv [M, H].
       x: [B, L, M].
       paddings: [B, L]; not used, in common with the MoE layer.
+      ids: int32 [B, L]; likewise.
 
     Returns:
-      A NestedMap with y [B, L, M], aux_loss float32 [] (zero), and metrics, an
-      empty NestedMap.
+      A NestedMap with y [B, L, M], aux_loss float32 [] (zero), metrics, an empty
+      NestedMap, and updates, an empty dict.
     """
-    del paddings
+    del paddings, ids
     h = self._activation.hidden(
         lambda w: annotate(tf.einsum('blm,mh->blh', x, w), 'blh'), theta)
     h = randomness.dropout(self, h, self.params.dropout, 'blh')
     y = annotate(tf.einsum('blh,hm->blm', h, theta.wo), 'blm')
-    return py_utils.NestedMap(y=y, aux_loss=tf.zeros([]), metrics=py_utils.NestedMap())
+    return py_utils.NestedMap(
+        y=y, aux_loss=tf.zeros([]), metrics=py_utils.NestedMap(), updates={})

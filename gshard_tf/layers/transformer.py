@@ -3,12 +3,16 @@
 Dimensions: B rows, L positions, T positions of the encoder, M model.
 """
 
+import functools
+
 from lingvo.core import py_utils
+import numpy as np
 import tensorflow as tf
 
 from gshard_tf.layers import attention
 from gshard_tf.layers import feed_forward
 from gshard_tf.layers import randomness
+from gshard_tf.layers import repeat
 from gshard_tf.layers import weights
 from gshard_tf.xla_sharding import annotate
 
@@ -73,11 +77,13 @@ class TransformerBlock(weights.Layer):
     Args:
       theta: weights.
       x: [B, L, M].
-      context: a NestedMap with paddings [B, L], self_mask bool [B, L, L], and
-        for a decoder encoded [B, T, M] and cross_mask bool [B, L, T].
+      context: a NestedMap with paddings [B, L], ids int32 [B, L] (of the tokens
+        in the vocabulary), self_mask bool [B, L, L], and for a decoder encoded
+        [B, T, M] and cross_mask bool [B, L, T].
 
     Returns:
-      A NestedMap with y [B, L, M], aux_loss float32 [] and metrics.
+      A NestedMap with y [B, L, M], aux_loss float32 [], metrics and updates, see
+      MoE.FProp.
     """
     p = self.params
     normed = self.self_attention_norm.FProp(theta.self_attention_norm, x)
@@ -87,7 +93,7 @@ class TransformerBlock(weights.Layer):
       normed = self.cross_attention_norm.FProp(theta.cross_attention_norm, x)
       x = self._Add(x, self.cross_attention.FProp(
           theta.cross_attention, normed, context.encoded, context.cross_mask))
-    return self._FeedForward(theta, x, context.paddings)
+    return self._FeedForward(theta, x, context.paddings, context.ids)
 
   def ExtendStep(self, theta, x, cache, t, context):
     """Computes the block for one new position of a decoder.
@@ -97,8 +103,8 @@ class TransformerBlock(weights.Layer):
       x: [B, 1, M].
       cache: keys and values of earlier positions, see MultiHeadAttention.
       t: int32 [], the new position.
-      context: a NestedMap with cross, the encoder's keys and values for this
-        block, and cross_mask bool [B, 1, T].
+      context: a NestedMap with ids int32 [B, 1], cross, the encoder's keys and
+        values for this block, and cross_mask bool [B, 1, T].
 
     Returns:
       [B, 1, M] and the new cache.
@@ -109,11 +115,11 @@ class TransformerBlock(weights.Layer):
     normed = self.cross_attention_norm.FProp(theta.cross_attention_norm, x)
     x += self.cross_attention.Query(
         theta.cross_attention, normed, context.cross, context.cross_mask)
-    return self._FeedForward(theta, x, tf.zeros(x.shape[:2])).y, cache
+    return self._FeedForward(theta, x, tf.zeros(x.shape[:2]), context.ids).y, cache
 
-  def _FeedForward(self, theta, x, paddings):
+  def _FeedForward(self, theta, x, paddings, ids):
     normed = self.feed_forward_norm.FProp(theta.feed_forward_norm, x)
-    out = self.feed_forward.FProp(theta.feed_forward, normed, paddings)
+    out = self.feed_forward.FProp(theta.feed_forward, normed, paddings, ids)
     out.y = self._Add(x, out.y)
     return out
 
@@ -129,37 +135,65 @@ class Stack(weights.Layer):
     p = super().Params()
     p.Define('blocks', [], 'Params of the blocks, in order.')
     p.Define('norm', Norm.Params(), 'Params of the final norm.')
+    p.Define('remat', 'none',
+             'block: the backward pass computes each block once more, and only the inputs of '
+             'blocks are held for it. none: all is held.')
+    p.Define('period', 0,
+             'Lowered programs run the blocks by a loop of as many at a time: their Params '
+             'repeat after `period` blocks. The weights of a loop are stacked and its blocks '
+             'recomputed (remat is `block`). 0: no loop.')
     return p
 
   def __init__(self, params):
     super().__init__(params)
-    self.CreateChildren('blocks', self.params.blocks)
-    self.CreateChild('norm', self.params.norm)
+    p = self.params
+    if p.remat not in ('none', 'block'):
+      raise ValueError(f'{self.path}: remat is {p.remat!r}; choose none or block')
+    if p.period and p.remat != 'block':
+      raise ValueError(f'{self.path}: a loop over blocks recomputes them; set remat to block, or '
+                       f'period from {p.period} to 0')
+    if p.period and (len(p.blocks) % p.period or any(
+        a != b for a, b in zip(p.blocks, p.blocks[p.period:]))):
+      raise ValueError(f'{self.path}: {len(p.blocks)} blocks do not repeat after period='
+                       f'{p.period}; set period to 0, or to a divisor after which they do')
+    self.CreateChildren('blocks', p.blocks)
+    self.CreateChild('norm', p.norm)
+
+  def StackedSpecs(self, specs):
+    """The specs, of blocks in a loop stacked: one for each block of a period."""
+    period = self.params.period
+    if 0 < period < len(self.blocks):
+      specs.blocks = [
+          weights.stack_specs(f'blocks_{i}', f'blocks_{i}::{period}', specs.blocks[i::period])
+          for i in range(period)]
+    return specs
 
   def FProp(self, theta, x, context):
     """Computes the stack.
 
     Args:
-      theta: weights.
+      theta: weights; blocks may be stacked, see `StackedSpecs`.
       x: [B, L, M].
       context: see `TransformerBlock.FProp`.
 
     Returns:
       A NestedMap with y [B, L, M]; aux_loss float32 [], the mean over the blocks
       that have one (2006.16668, section 2.2, has one loss for each MoE layer);
-      and metrics, a dict from the block's number to its metrics.
+      metrics, a dict from the block's number to its metrics; and updates, a dict
+      by path.
     """
-    aux, metrics = [], {}
-    for i, (block, block_theta) in enumerate(zip(self.blocks, theta.blocks)):
-      out = block.FProp(block_theta, x, context)
-      x = out.y
-      if out.metrics:
-        aux.append(out.aux_loss)
-        metrics[i] = out.metrics
+    seed, run = py_utils.GetStepSeed(), _Run(self, context)
+    if len(theta.blocks) < len(self.blocks):
+      x, results, updates = run.Loop(theta.blocks, x, seed)
+    else:
+      x, results, updates = run.Unrolled(theta.blocks, x, seed)
+    py_utils.ResetStepSeed(seed + len(self.blocks) * _DRAWS)
+    aux = [r.aux_loss for r in results if r.metrics]
     return py_utils.NestedMap(
         y=self.norm.FProp(theta.norm, x),
         aux_loss=tf.add_n(aux) / len(aux) if aux else tf.zeros([]),
-        metrics=metrics)
+        metrics={i: r.metrics for i, r in enumerate(results) if r.metrics},
+        updates=updates)
 
   def KeysAndValues(self, theta, encoded):
     """The cross attention's keys and values of every block of a decoder.
@@ -172,9 +206,9 @@ class Stack(weights.Layer):
       A list of NestedMaps of k and v [B, T, N, K].
     """
     return [py_utils.NestedMap(zip('kv', block.cross_attention.KeysAndValues(
-        t.cross_attention, encoded))) for block, t in zip(self.blocks, theta.blocks)]
+        t.cross_attention, encoded))) for block, t in zip(self.blocks, self._OneByOne(theta))]
 
-  def ExtendStep(self, theta, x, caches, t, cross, cross_mask):
+  def ExtendStep(self, theta, x, caches, t, cross, cross_mask, ids):
     """Computes the stack for one new position of a decoder.
 
     Args:
@@ -184,13 +218,95 @@ class Stack(weights.Layer):
       t: int32 [], the new position.
       cross: for each block the encoder's keys and values.
       cross_mask: bool [B, 1, T].
+      ids: int32 [B, 1], the tokens at position t.
 
     Returns:
       [B, 1, M] and the new caches.
     """
     new = []
-    for block, block_theta, cache, kv in zip(self.blocks, theta.blocks, caches, cross):
-      context = py_utils.NestedMap(cross=kv, cross_mask=cross_mask)
+    for block, block_theta, cache, kv in zip(self.blocks, self._OneByOne(theta), caches, cross):
+      context = py_utils.NestedMap(cross=kv, cross_mask=cross_mask, ids=ids)
       x, cache = block.ExtendStep(block_theta, x, cache, t, context)
       new.append(cache)
     return self.norm.FProp(theta.norm, x), new
+
+  def _OneByOne(self, theta):
+    """For each block its own weights, also where they are stacked."""
+    if len(theta.blocks) == len(self.blocks):
+      return theta.blocks
+    period = self.params.period
+    return [theta.blocks[i % period].Transform(lambda w, i=i: w[i // period])
+            for i in range(len(self.blocks))]
+
+
+# Block i draws its random numbers from step seeds that begin at i * _DRAWS, more
+# than a block takes, so that they are the same in a loop and without.
+_DRAWS = 64
+
+
+class _Run:
+  """The blocks of a stack, applied with and without a loop and recomputation."""
+
+  def __init__(self, stack, context):
+    self._blocks, self._params = stack.blocks, stack.params
+    self._specs = [weights.weight_specs(b) for b in stack.blocks]
+    self._context = context
+    self._shared = [context.encoded] if 'encoded' in context else []
+    self._results = {}  # by block: the structure of what it returns beside y
+    self._updates = {}  # by block: the paths of its updates
+
+  def Unrolled(self, theta, x, seed):
+    """theta of each block, x [B, L, M] -> [B, L, M], results by block, updates by path."""
+    # What keeps XLA from undoing the recomputation is XLA's own operation, which
+    # Lingvo's graph-mode trainer does not have; it holds everything.
+    remat = self._params.remat == 'block' and tf.inside_function()
+    shared, results, updates = len(self._shared), [], {}
+    for i, block_theta in enumerate(theta):
+      run = lambda x, *a, i=i: self._Block(i, seed + i * _DRAWS, x, a[:shared], a[shared:])
+      inputs = x, *self._shared, *block_theta.Flatten()
+      x, extras = repeat.recompute(run, *inputs) if remat else run(*inputs)
+      extras = iter(extras)
+      results.append(self._Pack(i, extras))
+      updates |= zip(self._updates[i], extras)
+    return x, results, updates
+
+  def Loop(self, theta, x, seed):
+    """As `Unrolled`, theta and updates stacked for each block of a period."""
+    period = self._params.period
+    times = len(self._blocks) // period
+
+    def body(i, x, shared, tensors):
+      x, shared = annotate(x, 'blm'), [annotate(s, 'blm') for s in shared]
+      extras, tensors = [], iter(tensors)
+      for j in range(period):
+        start = seed + tf.cast(i * period + j, seed.dtype) * _DRAWS
+        own = [w.annotate(next(tensors)) for w in self._specs[j].Flatten()]
+        x, new = self._Block(j, start, x, shared, own)
+        extras += new
+      return x, extras
+
+    x, extras = repeat.repeat(body, times, x, self._shared,
+                              [w for t in theta for w in t.Flatten()])
+    extras, rows, updates = iter(extras), [], {}
+    for j in range(period):
+      results = self._Pack(j, extras)  # of all repetitions
+      rows.append([results.Transform(lambda e, i=i: e[i]) for i in range(times)])
+      for path in self._updates[j]:
+        updates[weights.stacked_path(path, f'blocks_{j}', f'blocks_{j}::{period}')] = next(extras)
+    return x, [row[i] for i in range(times) for row in rows], updates
+
+  def _Block(self, i, seed, x, shared, flat):
+    """Block i on flat weights -> [B, L, M], a flat list of its results and updates."""
+    py_utils.ResetStepSeed(seed)
+    context = self._context.copy()
+    if shared:
+      context.encoded = shared[0]
+    out = self._blocks[i].FProp(self._specs[i].Pack(list(flat)), x, context)
+    y, updates = out.pop('y'), out.pop('updates')
+    self._results[i], self._updates[i] = out, list(updates)
+    return y, [*out.Flatten(), *updates.values()]
+
+  def _Pack(self, i, extras):
+    """The results of block i from an iterator, which goes on with its updates."""
+    structure = self._results[i]
+    return structure.Pack([next(extras) for _ in structure.Flatten()])

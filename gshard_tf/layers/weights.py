@@ -5,7 +5,10 @@ declaration serves Lingvo, which makes a variable of it, and the lowering, which
 reads `weight_specs` and never makes one.
 """
 
+import contextlib
+import functools
 import hashlib
+import inspect
 import math
 from typing import NamedTuple, Sequence
 
@@ -16,6 +19,10 @@ import tensorflow as tf
 
 from gshard_tf import xla_sharding
 from gshard_tf.layers import randomness
+
+
+class ParamsError(ValueError):
+  """Params of a layer that contradict each other or what the layer is given."""
 
 
 class Init(NamedTuple):
@@ -40,13 +47,32 @@ class WeightSpec(NamedTuple):
   Attributes:
     path: its name in the model, for instance `encoder.blocks_1.feed_forward.wi`.
     shape: its global shape.
-    letters: one letter for each dimension, a key of the sharding table.
+    letters: one letter for each dimension, a key of the sharding table; a
+      stacked weight has one dimension more, the first.
     init: its initial values.
+    layers: of a stacked weight the paths of the layers' own weights, in order;
+      empty otherwise.
+    trainable: whether gradients change it; if not, the steps' `updates` do.
   """
   path: str
   shape: tuple[int, ...]
   letters: str
   init: Init
+  layers: tuple[str, ...] = ()
+  trainable: bool = True
+
+  def axes(self, partitioning: xla_sharding.Partitioning) -> xla_sharding.DimsMapping:
+    """The mesh axes of each dimension; layers are not spread over devices."""
+    return (None,) * bool(self.layers) + tuple(partitioning.axes(self.letters))
+
+  def annotate(self, weight: tf.Tensor) -> tf.Tensor:
+    """Annotates the weight, or its gradient, with the partitioning in force."""
+    here = xla_sharding.current()
+    if here.mesh is None:
+      return weight
+    layer = (self.layers or (self.path,))[0].rpartition('.')[0]
+    with scope(layer), tf.name_scope(self.letters):
+      return xla_sharding.mesh_split(weight, here.mesh, self.axes(here))
 
 
 def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
@@ -61,6 +87,9 @@ def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
   Returns:
     <dtype> of shape `spec.shape`.
   """
+  if spec.layers:
+    own = spec._replace(shape=spec.shape[1:], layers=())
+    return tf.stack([initial_value(own._replace(path=path), seed, dtype) for path in spec.layers])
   if not spec.init.stddev:
     return tf.fill(spec.shape, tf.cast(spec.init.mean, dtype))
   digest = hashlib.blake2b(spec.path.encode(), digest_size=4).digest()
@@ -72,9 +101,7 @@ def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
 @tf.function(autograph=False)  # traced once for each shape, not for each weight
 def _normal(key, shape):
   """Standard normal numbers from the hash of a key and of each element's index."""
-  uniform = randomness.uniform_hash(key, (1, *shape))[0]
-  # By the inverse of the distribution function; half a step off 0, where it is infinite.
-  return math.sqrt(2.) * tf.math.erfinv(2. * uniform - (1. - 2.**-24))
+  return randomness.to_normal(randomness.uniform_hash(key, (1, *shape))[0])
 
 
 class _Initializer:
@@ -94,9 +121,20 @@ class Layer(base_layer.BaseLayer):
 
   `FProp` reads weights from the `theta` that it is given and never from the
   variables, so that the layer can be lowered with weights as arguments.
+
+  Whatever a public method that takes `theta` computes is named after the layer's
+  path, through to the metadata of the partitioned program.
   """
 
-  def CreateWeight(self, name: str, letters: str, shape: Sequence[int], init: Init):
+  def __init_subclass__(cls, **kwargs):
+    super().__init_subclass__(**kwargs)
+    for name, method in list(vars(cls).items()):
+      if (not name.startswith('_') and inspect.isfunction(method)
+          and 'theta' in inspect.signature(method).parameters):
+        setattr(cls, name, _in_scope_of_layer(method))
+
+  def CreateWeight(self, name: str, letters: str, shape: Sequence[int], init: Init,
+                   trainable: bool = True):
     """Declares the weight `name` of this layer.
 
     Args:
@@ -104,17 +142,20 @@ class Layer(base_layer.BaseLayer):
       letters: one letter for each dimension, a key of the sharding table.
       shape: its global shape.
       init: its initial values.
+      trainable: whether gradients change it; if not, the layer's `FProp` hands
+        out new values, as `updates` by path.
 
     Raises:
-      ValueError: `letters` and `shape` differ in length, or a size is not set.
+      ParamsError: `letters` and `shape` differ in length, or a size is not set.
     """
     if min(shape) < 1:
-      raise ValueError(f'weight {self.path}.{name} of shape {tuple(shape)}: set '
-                       'every size in the Params of the layer to 1 at least')
+      raise ParamsError(f'weight {self.path}.{name} of shape {tuple(shape)}: set '
+                        'every size in the Params of the layer to 1 at least')
     if len(letters) != len(shape):
-      raise ValueError(f'weight {self.path}.{name}: {len(letters)} letters '
-                       f'{letters!r} for shape {tuple(shape)}')
-    spec = WeightSpec(self._path_in_task() + name, tuple(shape), letters, init)
+      raise ParamsError(f'weight {self.path}.{name}: {len(letters)} letters '
+                        f'{letters!r} for shape {tuple(shape)}')
+    path = self._path_in_task() + name
+    spec = WeightSpec(path, tuple(shape), letters, init, trainable=trainable)
     self.__dict__.setdefault('_weight_specs', {})[name] = spec
     sharding = {}
     here = xla_sharding.current()
@@ -126,8 +167,20 @@ class Layer(base_layer.BaseLayer):
     self.CreateVariable(name, py_utils.WeightParams(
         shape=list(shape), dtype=self.params.dtype,
         init=py_utils.WeightInit.CustomVarInit(
-            _Initializer(spec, self.params.random_seed or 0)), **sharding))
+            _Initializer(spec, self.params.random_seed or 0)), **sharding), trainable=trainable)
 
+  def StackedSpecs(self, specs: py_utils.NestedMap) -> py_utils.NestedMap:
+    """The specs of this layer as its `theta` has them; a layer may stack some."""
+    return specs
+
+  def WeightPath(self, name: str) -> str:
+    """The path of this layer's weight `name`."""
+    return self._weight_specs[name].path
+
+  def _Require(self, holds: bool, otherwise: str):
+    """Raises ParamsError, of this layer, with the message `otherwise`."""
+    if not holds:
+      raise ParamsError(f'{self.path}: {otherwise}')
 
   def _path_in_task(self):
     """This layer's path, with a dot at the end, from the task it is part of."""
@@ -135,6 +188,23 @@ class Layer(base_layer.BaseLayer):
     while root.parent is not None and not isinstance(root, base_model.BaseTask):
       root = root.parent
     return f'{self.path}.'[len(root.path) + 1:]
+
+
+def scope(path: str):
+  """A context in which operations are named after the layer at `path` in its task."""
+  # The slash at the end means this very name: not below the scope of the layer
+  # that calls, and without a number at the second call.
+  return tf.name_scope(f'{path}/') if path else contextlib.nullcontext()
+
+
+def _in_scope_of_layer(method):
+
+  @functools.wraps(method)
+  def wrapped(self, *args, **kwargs):
+    with scope(self._path_in_task().rstrip('.')):
+      return method(self, *args, **kwargs)
+
+  return wrapped
 
 
 def weight_specs(layer: base_layer.BaseLayer) -> py_utils.NestedMap:
@@ -159,7 +229,45 @@ def weight_specs(layer: base_layer.BaseLayer) -> py_utils.NestedMap:
              else weight_specs(child))
     if flatten(below):
       specs[name] = below
-  return specs
+  return layer.StackedSpecs(specs) if isinstance(layer, Layer) else specs
+
+
+def stacked_path(path: str, layer: str, name: str) -> str:
+  """`path` of a weight of `layer`, with that part of the path replaced by `name`."""
+  return '.'.join(name if part == layer else part for part in path.split('.'))
+
+
+def stack_specs(layer: str, name: str, layers: list) -> py_utils.NestedMap:
+  """One spec for the same weight of several layers.
+
+  Args:
+    layer: the first layer's part of the path, for instance `blocks_1`.
+    name: what becomes of it, for instance `blocks_1::2`.
+    layers: for each layer its specs, all alike but for that part of the path.
+
+  Returns:
+    A NestedMap like those of the layers, of stacked weights.
+
+  Raises:
+    ParamsError: the layers differ.
+  """
+  def stack(*specs):
+    shapes = {(s.shape, s.letters, s.init) for s in specs}
+    if len(shapes) > 1:
+      raise ParamsError(f'{specs[0].path} and {specs[1].path} are to be one stacked weight and '
+                       f'differ: {sorted(map(str, shapes))}')
+    return specs[0]._replace(
+        path=stacked_path(specs[0].path, layer, name),
+        shape=(len(specs), *specs[0].shape), layers=tuple(s.path for s in specs))
+
+  def walk(*nodes):
+    if isinstance(nodes[0], WeightSpec):
+      return stack(*nodes)
+    if isinstance(nodes[0], list):
+      return [walk(*items) for items in zip(*nodes, strict=True)]
+    return py_utils.NestedMap({k: walk(*(n[k] for n in nodes)) for k in nodes[0]})
+
+  return walk(*layers)
 
 
 def pack(specs, theta):
@@ -177,6 +285,14 @@ def pack(specs, theta):
   if isinstance(specs, list):
     return [pack(s, theta) for s in specs]
   return py_utils.NestedMap({name: pack(s, theta) for name, s in specs.items()})
+
+
+def by_path(specs, theta) -> dict:
+  """The inverse of `pack`: weights in the structure of layers to a dict by path."""
+  if isinstance(specs, WeightSpec):
+    return {specs.path: theta}
+  pairs = zip(specs, theta) if isinstance(specs, list) else ((s, theta[k]) for k, s in specs.items())
+  return {path: w for spec, t in pairs for path, w in by_path(spec, t).items()}
 
 
 def flatten(specs) -> list[WeightSpec]:

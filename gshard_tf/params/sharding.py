@@ -15,6 +15,7 @@ MESH_AXES = (_EXPERT, _MODEL)
 GSHARD = {
     # weights
     'm': (None,),
+    'e': (None,),
     'vm': (_MODEL, None),
     'vm_lookup': (None, None),
     'mnk': (None, _MODEL, None),

@@ -33,9 +33,10 @@ def random_slots(rng, groups, size, choices, slots):
 
 
 def routing_of(slot, gate, experts, capacity):
+  slot = tf.convert_to_tensor(slot)
   return gating.Routing(
-      tf.convert_to_tensor(slot), tf.convert_to_tensor(gate), tf.zeros([]), experts, capacity,
-      expert=tf.where(slot >= 0, slot // capacity, -1))
+      slot=slot, gate=tf.cast(gate, tf.float32), losses={}, num_experts=experts, capacity=capacity,
+      expert=tf.where(slot >= 0, slot // capacity, -1), entropy=tf.zeros(slot.shape[:2]))
 
 
 @st.composite

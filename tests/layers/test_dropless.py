@@ -25,8 +25,8 @@ from tests.layers import layer as layers
 
 def routing_of(expert, gate, num_experts):
   return gating.Routing(
-      slot=None, gate=tf.convert_to_tensor(gate), aux_loss=None, num_experts=num_experts,
-      capacity=0, expert=tf.convert_to_tensor(expert))
+      slot=None, gate=tf.convert_to_tensor(gate), losses={}, num_experts=num_experts,
+      capacity=None, expert=tf.convert_to_tensor(expert), entropy=None)
 
 
 def random_experts(rng, groups, size, choices, num_experts, skew):

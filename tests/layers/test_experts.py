@@ -26,7 +26,8 @@ def with_slots(layer, theta, x):
 def dropless(layer, theta, x):
   expert = tf.repeat(tf.range(_E), _S // _E)[None, :, None]
   routing = gating.Routing(
-      slot=None, gate=tf.ones(expert.shape), aux_loss=None, num_experts=_E, capacity=0, expert=expert)
+      slot=None, gate=tf.ones(expert.shape), losses={}, num_experts=_E, capacity=None,
+      expert=expert, entropy=None)
   return layer.FPropDropless(theta, x, routing)
 
 

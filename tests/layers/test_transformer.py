@@ -47,7 +47,8 @@ def test_norm_of_an_unknown_kind_raises():
 
 def inputs():
   x = layers.normal(np.random.default_rng(0), _B, _L, _M)
-  return x, py_utils.NestedMap(paddings=tf.zeros([_B, _L]), self_mask=tf.ones([_B, _L, _L], tf.bool))
+  return x, py_utils.NestedMap(
+      paddings=tf.zeros([_B, _L]), ids=tf.zeros([_B, _L], tf.int32), self_mask=tf.ones([_B, _L, _L], tf.bool))
 
 
 def test_stack_is_its_blocks_and_a_norm():

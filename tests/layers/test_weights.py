@@ -93,7 +93,7 @@ def test_lingvo_initialises_its_variables_to_the_same_values():
 def test_lingvo_learns_the_sharding_of_a_weight(monkeypatch):
   declared = {}
   monkeypatch.setattr(feed_forward.FeedForward, 'CreateVariable',
-                      lambda self, name, params: declared.update({name: params}))
+                      lambda self, name, params, trainable: declared.update({name: params}))
   mesh = xla_sharding.Mesh((4, 2), ('expert', 'model'))
   with xla_sharding.partitioning(mesh, {'mh': (None, 'model'), 'hm': ('model', 'expert')}):
     feed_forward.FeedForward.Params().Set(name='layer', model_dim=8, hidden_dim=4).Instantiate()

@@ -37,6 +37,7 @@ with quiet.libraries():
   from gshard_tf.layers import feed_forward
   from gshard_tf.layers import gating
   from gshard_tf.layers import moe
+  from gshard_tf.layers import router
   from gshard_tf.layers import weights
 
 _CHOICES = 2  # of a token
@@ -91,8 +92,8 @@ def run(args: argparse.Namespace) -> dict:
 def _moe_params(args, num_experts):
   return moe.MoE.Params().Set(
       model_dim=args.model_dim, hidden_dim=args.hidden_dim, num_experts=num_experts,
-      num_groups=1, capacity_factor=float(_CHOICES), min_capacity=1, second_expert='all',
-      dispatch=args.dispatch)
+      num_groups=1, dispatch=args.dispatch, router=router.Top2Router.Params().Set(
+          capacity_factor=float(_CHOICES), min_capacity=1, second_expert='all'))
 
 
 def _measure(dense, sparse, args, where, advance):
@@ -194,7 +195,7 @@ def _memory(args, num_experts, where):
   args = (jnp.zeros([1, args.tokens, args.model_dim]), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
 
   def step(form, x, gate, slot):
-    routing = gating.Routing(slot, gate, None, num_experts, capacity, expert=None)
+    routing = gating.Routing(slot, gate, {}, num_experts, capacity, expert=None, entropy=None)
     dispatch_fn, combine_fn = _FORMS[form]
     with tf.GradientTape() as tape:
       tape.watch((x, gate))
