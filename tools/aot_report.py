@@ -28,11 +28,12 @@ with quiet.libraries():
   from gshard_tf import trainer
   from gshard_tf import xla_sharding
   from gshard_tf.input import generator
+  from gshard_tf.layers import weights
   from gshard_tf.runtime import aot
   from gshard_tf.runtime import mesh as mesh_lib
 
 _USER_ERRORS = (trainer.UnknownModelError, aot.TopologyError, lowering.LoweringError,
-                mesh_lib.MeshError, xla_sharding.ShardingError)
+                mesh_lib.MeshError, xla_sharding.ShardingError, weights.ParamsError)
 
 
 def report(name: str, topology: str, mesh: str) -> dict:

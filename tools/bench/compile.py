@@ -24,6 +24,7 @@ with quiet.libraries():
   import jax
   from jax import export
   from lingvo.core import py_utils
+  import matplotlib
   import numpy as np
   from rich import box
   from rich.console import Console
@@ -36,6 +37,10 @@ with quiet.libraries():
   from gshard_tf.params import sharding
   from gshard_tf.params import translation
   from gshard_tf.runtime import aot
+  from tools.bench import timing
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
 
 # A chip has two cores.
 TOPOLOGIES = {8: 'v3:2x2', 32: 'v3:4x4', 128: 'v3:8x8', 512: 'v3:16x16', 2048: 'v3:32x32'}
@@ -64,19 +69,23 @@ def run(args) -> dict:
     that processor cores took, which other programs on the machine do not change.
 
   Raises:
-    ValueError: there is no topology of so many cores, or nothing to measure.
+    timing.BenchError: there is no topology of so many cores, nothing to measure,
+      no compiler for TPUs, or the plot cannot be written.
   """
   sizes = _sizes(args.partitions)
   if args.repetitions < 1:
-    raise ValueError(f'--repetitions={args.repetitions}: give 1 at least')
-  if args.plot:
-    with open(args.plot, 'ab'):  # before the work, in case it cannot be written
-      pass
+    raise timing.BenchError(f'--repetitions={args.repetitions}: give 1 at least')
   if not flags.FLAGS.is_parsed():
     flags.FLAGS(['bench'])  # Lingvo's flags have their defaults
-  aot.prepare()
+  try:
+    if args.plot:
+      with open(args.plot, 'ab'):  # before the work, in case it cannot be written
+        pass
+    aot.prepare()
+    meshes = {n: aot.topology_mesh(TOPOLOGIES[n], None, sharding.MESH_AXES) for n in sizes}
+  except (OSError, aot.TopologyError) as error:
+    raise timing.BenchError(error) from error
   jax.config.update('jax_enable_compilation_cache', False)
-  meshes = {n: aot.topology_mesh(TOPOLOGIES[n], None, sharding.MESH_AXES) for n in sizes}
   measure(meshes[min(sizes)])  # what only the first compilation takes
   order, found = random.Random(0), {n: [] for n in sizes}
   for _ in range(args.repetitions):
@@ -101,7 +110,7 @@ def _sizes(text):
   except ValueError:
     sizes = []
   if not sizes or not set(sizes) <= set(TOPOLOGIES):
-    raise ValueError(f'--partitions={text}: choose from {known}, with commas between them')
+    raise timing.BenchError(f'--partitions={text}: choose from {known}, with commas between them')
   return sizes
 
 
@@ -179,9 +188,6 @@ def _block(mesh):
 
 def plot(result: dict, path: str):
   """Draws the seconds over the partitions to the image file `path`."""
-  import matplotlib  # pylint: disable=g-import-not-at-top
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt  # pylint: disable=g-import-not-at-top
   figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
   sizes = [int(n) for n in result['seconds']]
   bottom = np.zeros(len(sizes))

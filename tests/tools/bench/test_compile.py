@@ -6,6 +6,7 @@ import pytest
 
 from gshard_tf.params import translation
 from tools.bench import compile as bench
+from tools.bench import timing
 
 pytestmark = pytest.mark.slow
 
@@ -42,10 +43,10 @@ def test_measures_and_draws(small, tmp_path, capsys):
     (['--repetitions=0'], 'give 1 at least'),
 ])
 def test_faults(given, part):
-  with pytest.raises(ValueError, match=part):
+  with pytest.raises(timing.BenchError, match=part):
     bench.run(arguments(*given))
 
 
 def test_an_image_that_cannot_be_written():
-  with pytest.raises(OSError, match='/proc/x.png'):
+  with pytest.raises(timing.BenchError, match='/proc/x.png'):
     bench.run(arguments('--plot=/proc/x.png'))
