@@ -11,6 +11,7 @@ from gshard_tf.layers import weights
 from gshard_tf.runtime import collectives
 from gshard_tf.runtime import dataflow
 from gshard_tf.runtime import explanation
+from gshard_tf.runtime import partitioner
 from gshard_tf.runtime import reshards
 
 LAYER = 'encoder.ffn'
@@ -46,9 +47,10 @@ def explain(function, mesh, table, *shapes, **theta):
   letters = {f'{LAYER}.{name}': l for name, (_, l) in theta.items()}
   specs = {f'{LAYER}.{name}': jax.ShapeDtypeStruct(s, np.float32) for name, (s, _) in theta.items()}
   inputs = [jax.ShapeDtypeStruct(s, np.float32) for s in shapes]
-  exported = export.deserialize(bytearray(lowering.lower(call, specs, *inputs)))
   devices = jax.sharding.Mesh(
       np.array(jax.devices()[:mesh.size]).reshape(mesh.shape), mesh.axis_names)
+  exported = partitioner.prepare(
+      export.deserialize(bytearray(lowering.lower(call, specs, *inputs))), devices)
   place = lambda axes: jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec(*axes))
   shardings = ({path: place(table[l]) for path, l in letters.items()}, *[place(())] * len(inputs))
   lowered = jax.jit(lambda theta, *inputs: exported.call(theta, *inputs),

@@ -37,6 +37,7 @@ with quiet.libraries():
   from gshard_tf.params import sharding
   from gshard_tf.params import translation
   from gshard_tf.runtime import aot
+  from gshard_tf.runtime import partitioner
   from tools.bench import timing
 
   matplotlib.use('Agg')
@@ -134,7 +135,8 @@ def measure(mesh: jax.sharding.Mesh) -> Times:
   with quiet.libraries():
     start, cpu = time.perf_counter(), time.process_time()
     step, theta, axes, inputs = _block(mesh)
-    exported = export.deserialize(bytearray(lowering.lower(step, theta, *inputs)))
+    exported = partitioner.prepare(
+        export.deserialize(bytearray(lowering.lower(step, theta, *inputs))), mesh)
     place = lambda a: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*a))
     shardings = [{path: place(a) for path, a in axes.items()}]
     shardings += [place(sharding.MESH_AXES[:len(x.shape) > 0]) for x in inputs]
@@ -150,6 +152,8 @@ def _block(mesh):
 
   class Sizes(translation.Translation):
     """One expert and one group a core."""
+    ROWS = DECODE_ROWS = _ROWS * mesh.size
+    SOURCE_LENGTH = TARGET_LENGTH = _LENGTH
     ENCODER_LAYERS = 2
     NUM_EXPERTS = NUM_GROUPS = mesh.size
 
@@ -169,7 +173,7 @@ def _block(mesh):
         tape.watch(list(theta.values()))
         segments = xla_sharding.annotate(segments, 'bl')
         context = py_utils.NestedMap(
-            paddings=tf.cast(tf.equal(segments, 0), tf.float32),
+            paddings=tf.cast(tf.equal(segments, 0), tf.float32), ids=segments,
             self_mask=tf.equal(segments[:, :, None], segments[:, None]))
         packed = weights.pack(structure, {w.path: w.annotate(theta[w.path]) for w in specs})
         out = block.FProp(packed, xla_sharding.annotate(x, 'blm'), context)
@@ -180,9 +184,9 @@ def _block(mesh):
 
   theta = {w.path: jax.ShapeDtypeStruct(w.shape, np.float32) for w in specs}
   axes = {w.path: tuple(w.axes(partitioning)) for w in specs}
-  rows, dim = _ROWS * mesh.size, Sizes.MODEL_DIM
-  inputs = (jax.ShapeDtypeStruct((rows, _LENGTH, dim), np.float32),
-            jax.ShapeDtypeStruct((rows, _LENGTH), np.int32), jax.ShapeDtypeStruct((), np.int32))
+  tokens = Sizes.ROWS, _LENGTH
+  inputs = (jax.ShapeDtypeStruct((*tokens, Sizes.MODEL_DIM), np.float32),
+            jax.ShapeDtypeStruct(tokens, np.int32), jax.ShapeDtypeStruct((), np.int32))
   return step, theta, axes, inputs
 
 
