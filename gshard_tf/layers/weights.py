@@ -173,6 +173,7 @@ class Layer(base_layer.BaseLayer):
     """The specs of this layer as its `theta` has them; a layer may stack some."""
     return specs
 
+
   def _Require(self, holds: bool, otherwise: str):
     """Raises ParamsError, of this layer, with the message `otherwise`."""
     if not holds:
@@ -237,18 +238,17 @@ def stack_specs(name: str, layers: list) -> py_utils.NestedMap:
     A NestedMap like those of the layers, of stacked weights.
 
   Raises:
-    ValueError: the layers differ.
+    ParamsError: the layers differ.
   """
   def stack(*specs):
     shapes = {(s.shape, s.letters, s.init, s.trainable) for s in specs}
     if len(shapes) > 1:
-      raise ValueError(f'{specs[0].path} and {specs[1].path} are to be one stacked weight and '
+      raise ParamsError(f'{specs[0].path} and {specs[1].path} are to be one stacked weight and '
                        f'differ: {sorted(map(str, shapes))}')
-    first = specs[0]
     parts = [s.path.split('.') for s in specs]
     path = [column[0] if len(set(column)) == 1 else name for column in zip(*parts)]
-    return first._replace(path='.'.join(path), shape=(len(specs), *first.shape),
-                          layers=tuple(s.path for s in specs))
+    return specs[0]._replace(path='.'.join(path), shape=(len(specs), *specs[0].shape),
+                             layers=tuple(s.path for s in specs))
 
   def walk(*nodes):
     if isinstance(nodes[0], WeightSpec):
