@@ -14,7 +14,7 @@ _DESCRIPTION = 'model.json'
 
 
 class Weight(NamedTuple):
-  """One weight: global shape, type, and the mesh axes of each dimension."""
+  """One weight: global shape, type, and the mesh axes that each dimension is stored along."""
   path: str
   shape: tuple[int, ...]
   dtype: str

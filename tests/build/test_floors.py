@@ -14,6 +14,7 @@ TREES = ('gshard_tf', 'model_registry', 'tools')
 FLOORS = {
     '*/__init__.py': -1,
     'gshard_tf/device_mesh.py': -0.5,
+    'gshard_tf/device_order.py': -0.4,
     'gshard_tf/op_sharding.py': -0.4,
     'gshard_tf/manual_region.py': -0.3,
     'gshard_tf/xla_sharding.py': 0,
@@ -42,6 +43,8 @@ FLOORS = {
     'model_registry/*': 7,
     'gshard_tf/runtime/mesh.py': 7,
     'gshard_tf/runtime/optimizer.py': 7,
+    'gshard_tf/runtime/hlo_sharding.py': 6.7,
+    'gshard_tf/runtime/xla_faults.py': 6.8,
     'gshard_tf/runtime/partitioner.py': 7,
     'gshard_tf/runtime/checkpoint.py': 7,
     'gshard_tf/runtime/*': 8,
