@@ -3,8 +3,8 @@
 from typing import Iterator
 
 from jax._src.lib import xla_client
-from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import sdy
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import sdy
 import numpy as np
 
 from gshard_tf import device_mesh

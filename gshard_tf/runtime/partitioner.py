@@ -16,11 +16,12 @@ import jax
 from jax import export
 from jax._src.export import _export
 from jax._src.interpreters import mlir
-from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import sdy
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import sdy
 
 from gshard_tf import device_mesh
 from gshard_tf.runtime import hlo_sharding
+from gshard_tf.runtime import manual_ops
 from gshard_tf.runtime import xla_faults
 from gshard_tf.runtime.hlo_sharding import PartitionerError
 
@@ -57,29 +58,35 @@ def prepare(exported: export.Exported, mesh: jax.sharding.Mesh) -> export.Export
     The program to call.
 
   Raises:
-    PartitionerError: an annotation cannot be said in axes of the mesh, or XLA
-      would compute something wrong.
+    PartitionerError: an annotation cannot be said in axes of the mesh, a manual
+      region uses what was not entered, or XLA would compute something wrong.
   """
-  shardy = in_use() == 'shardy' and b'SPMDFullToShardShape' not in exported.mlir_module_serialized
+  manual = manual_ops.present(exported.mlir_module_serialized)
+  shardy = in_use() == 'shardy' and not manual
   suspect = mesh.size > 1 and xla_faults.possible(exported.mlir_module_serialized)
-  if not shardy and not suspect:
+  if not (shardy or suspect or manual):
     return exported
   logical = device_mesh.Mesh(mesh.devices.shape, mesh.axis_names)
   with mlir.make_ir_context(), ir.Location.unknown():
     module = exported.mlir_module(serialized=False)
     if suspect:
       xla_faults.check(module, logical, shardy)
-    if not shardy:
-      return exported
-    axes = [sdy.MeshAxisAttr.get(*axis) for axis in zip(logical.axis_names, logical.shape)]
-    with ir.InsertionPoint.at_block_begin(module.body):
-      sdy.MeshOp(hlo_sharding.MESH, sdy.MeshAttr.get(axes))
-    for op in list(hlo_sharding.operations(module.operation)):
-      if hlo_sharding.is_call(op, 'Sharding'):
-        x = op.operands[0]
-        with ir.InsertionPoint(op):
-          constraint = sdy.ShardingConstraintOp(x, hlo_sharding.attribute(op, logical))
-        op.results[0].replace_all_uses_with(constraint.results[0])
-        op.erase()
+    if manual:
+      manual_ops.separate(module)
+    if shardy:
+      _constrain(module, logical)
     # pylint: disable-next=protected-access
     return dataclasses.replace(exported, mlir_module_serialized=_export._module_to_bytecode(module))
+
+
+def _constrain(module, mesh):
+  """Replaces annotations by Shardy's."""
+  axes = [sdy.MeshAxisAttr.get(*axis) for axis in zip(mesh.axis_names, mesh.shape)]
+  with ir.InsertionPoint.at_block_begin(module.body):
+    sdy.MeshOp(hlo_sharding.MESH, sdy.MeshAttr.get(axes))
+  for op in list(hlo_sharding.operations(module.operation)):
+    if hlo_sharding.is_call(op, 'Sharding'):
+      with ir.InsertionPoint(op):
+        constraint = sdy.ShardingConstraintOp(op.operands[0], hlo_sharding.attribute(op, mesh))
+      op.results[0].replace_all_uses_with(constraint.results[0])
+      op.erase()

@@ -4,7 +4,7 @@ Found by the parity tests with jaxlib 0.10.2. Each has a smallest example among
 the tests, which fail once XLA is mended, and a way around, which the error names.
 """
 
-from jax._src.lib.mlir import ir
+from jax.extend.mlir import ir
 
 from gshard_tf import device_mesh
 from gshard_tf.runtime import hlo_sharding
