@@ -75,7 +75,7 @@ def test_flatten_is_in_order_of_paths_and_pack_is_its_inverse(stack):
   assert paths == sorted(set(paths))
   packed = weights.pack(specs, {w.path: w.shape for w in flat})
   assert isinstance(packed.blocks, list)
-  assert packed.blocks[1].feed_forward.wi == (2, 8, 6)
+  assert packed.blocks[1].feed_forward.experts.wi == (2, 8, 6)
   assert weights.flatten(weights.pack(specs, {w.path: w for w in flat})) == flat
 
 
@@ -83,10 +83,10 @@ def test_pairs_follow_the_part(stack):
   specs = weights.weight_specs(stack)
   assert all(a is b for a, b in weights.pairs(specs, specs))
   assert len(list(weights.pairs(specs, specs))) == len(weights.flatten(specs))
-  part = py_utils.NestedMap(norm=py_utils.NestedMap(), blocks=[
-      py_utils.NestedMap(), py_utils.NestedMap(feed_forward=py_utils.NestedMap(wi=7))])
+  part = py_utils.NestedMap(norm=py_utils.NestedMap(), blocks=[py_utils.NestedMap(), py_utils.NestedMap()])
+  part.blocks[1].feed_forward = py_utils.NestedMap(router=py_utils.NestedMap(wg=7))
   (spec, value), = weights.pairs(specs, part)
-  assert (spec.path, value) == ('blocks_1.feed_forward.wi', 7)
+  assert (spec.path, value) == ('blocks_1.feed_forward.router.wg', 7)
 
 
 def test_lingvo_initialises_its_variables_to_the_same_values():
