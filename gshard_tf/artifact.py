@@ -14,11 +14,16 @@ _DESCRIPTION = 'model.json'
 
 
 class Weight(NamedTuple):
-  """One weight: global shape, type, and the mesh axes of each dimension."""
+  """One weight: global shape, type, and the mesh axes of each dimension.
+
+  A stacked weight holds that of several layers along its first dimension;
+  `layers` are their paths, and a checkpoint holds them one by one.
+  """
   path: str
   shape: tuple[int, ...]
   dtype: str
   axes: tuple[tuple[str, ...], ...]
+  layers: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -94,8 +99,8 @@ class Artifact:
       with open(os.path.join(folder, f'{name}.jaxexport'), 'rb') as f:
         functions[name] = f.read()
     description['weights'] = [
-        Weight(path, tuple(shape), dtype, tuple(map(tuple, axes)))
-        for path, shape, dtype, axes in description['weights']]
+        Weight(path, tuple(shape), dtype, tuple(map(tuple, axes)), tuple(layers))
+        for path, shape, dtype, axes, layers in description['weights']]
     for name in ('mesh_shape', 'mesh_axes', 'batch_axes'):
       description[name] = tuple(description[name])
     return cls(functions=functions, vocabularies={

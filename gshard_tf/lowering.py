@@ -123,8 +123,9 @@ def weight_records(steps: train_step.Steps) -> list[artifact.Weight]:
   """
   mesh, records = steps.partitioning.mesh, []
   for spec in steps.specs:
-    axes = tuple(map(xla_sharding.as_axes, steps.partitioning.axes(spec.letters)))
-    for letter, size, along in zip(spec.letters, spec.shape, axes):
+    axes = tuple(map(xla_sharding.as_axes, spec.axes(steps.partitioning)))
+    own = slice(1 if spec.layers else 0, None)
+    for letter, size, along in zip(spec.letters, spec.shape[own], axes[own]):
       parts = mesh.partitions(along)
       if size % parts:
         what = 'experts' if letter == 'e' else f'elements of dimension {letter!r}'
@@ -132,7 +133,8 @@ def weight_records(steps: train_step.Steps) -> list[artifact.Weight]:
             f'{size} {what} of {spec.path} do not split over {parts} devices '
             f'(mesh axes {", ".join(along)}); choose a mesh whose axes divide {size}')
     records.append(artifact.Weight(
-        spec.path, spec.shape, np.dtype(steps.params.dtype.as_numpy_dtype).name, axes))
+        spec.path, spec.shape, np.dtype(steps.params.dtype.as_numpy_dtype).name, axes,
+        spec.layers))
   return records
 
 

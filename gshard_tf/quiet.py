@@ -13,14 +13,18 @@ import tempfile
 
 @contextlib.contextmanager
 def libraries():
-  """Keeps standard error quiet; if the body fails, shows what it had said."""
+  """Keeps standard error quiet; if the body fails, shows what it had said.
+
+  Yields:
+    A function that returns what was said so far, as a string.
+  """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   sys.stderr.flush()
   terminal = os.dup(2)
   with tempfile.TemporaryFile() as said:
     os.dup2(said.fileno(), 2)
     try:
-      yield
+      yield lambda: os.pread(said.fileno(), os.fstat(said.fileno()).st_size, 0).decode(errors='replace')
     except BaseException:
       said.seek(0)
       os.write(terminal, said.read())

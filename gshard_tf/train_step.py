@@ -49,8 +49,8 @@ class Steps:
       A dict from path to weight, each annotated.
     """
     with self._context():
-      return {w.path: xla_sharding.annotate(
-          weights.initial_value(w, seed, self.params.dtype), w.letters) for w in self.specs}
+      return {w.path: w.annotate(weights.initial_value(w, seed, self.params.dtype))
+              for w in self.specs}
 
   def train(self, theta, batch, step, seed):
     """The loss of a batch, its gradients, and metrics.
@@ -134,11 +134,8 @@ class Steps:
 
   def _pack(self, theta):
     """Annotates weights, and through them their gradients; nests them."""
-    annotated = {}
-    for w in self.specs:
-      with weights.scope(w.path.rpartition('.')[0]):
-        annotated[w.path] = xla_sharding.annotate(theta[w.path], w.letters)
-    return weights.pack(self._structure, annotated)
+    return weights.pack(self._structure, {
+        w.path: w.annotate(theta[w.path]) for w in self.specs})
 
   def _context(self):
     return xla_sharding.partitioning(*self.partitioning)

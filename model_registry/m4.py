@@ -20,6 +20,7 @@ class _M4(translation.Translation):
   SOURCE_LENGTH = TARGET_LENGTH = _LENGTH
   ROWS = _TOKENS // _LENGTH
   DECODE_ROWS = 2048
+  REPEAT, REMAT = True, 'block'
 
 
 class _L12(_M4):

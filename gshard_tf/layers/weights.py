@@ -43,13 +43,30 @@ class WeightSpec(NamedTuple):
   Attributes:
     path: its name in the model, for instance `encoder.blocks_1.feed_forward.wi`.
     shape: its global shape.
-    letters: one letter for each dimension, a key of the sharding table.
+    letters: one letter for each dimension, a key of the sharding table; a
+      stacked weight has one dimension more, the first.
     init: its initial values.
+    layers: of a stacked weight the paths of the layers' own weights, in order;
+      empty otherwise.
   """
   path: str
   shape: tuple[int, ...]
   letters: str
   init: Init
+  layers: tuple[str, ...] = ()
+
+  def axes(self, partitioning: xla_sharding.Partitioning) -> xla_sharding.DimsMapping:
+    """The mesh axes of each dimension; layers are not spread over devices."""
+    return (None,) * bool(self.layers) + tuple(partitioning.axes(self.letters))
+
+  def annotate(self, weight: tf.Tensor) -> tf.Tensor:
+    """Annotates the weight, or its gradient, with the partitioning in force."""
+    here = xla_sharding.current()
+    if here.mesh is None:
+      return weight
+    layer = (self.layers or (self.path,))[0].rpartition('.')[0]
+    with scope(layer), tf.name_scope(self.letters):
+      return xla_sharding.mesh_split(weight, here.mesh, self.axes(here))
 
 
 def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
@@ -64,6 +81,9 @@ def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
   Returns:
     <dtype> of shape `spec.shape`.
   """
+  if spec.layers:
+    own = spec._replace(shape=spec.shape[1:], layers=())
+    return tf.stack([initial_value(own._replace(path=path), seed, dtype) for path in spec.layers])
   if not spec.init.stddev:
     return tf.fill(spec.shape, tf.cast(spec.init.mean, dtype))
   digest = hashlib.blake2b(spec.path.encode(), digest_size=4).digest()
@@ -141,6 +161,10 @@ class Layer(base_layer.BaseLayer):
         init=py_utils.WeightInit.CustomVarInit(
             _Initializer(spec, self.params.random_seed or 0)), **sharding))
 
+  def StackedSpecs(self, specs: py_utils.NestedMap) -> py_utils.NestedMap:
+    """The specs of this layer as its `theta` has them; a layer may stack some."""
+    return specs
+
   def _path_in_task(self):
     """This layer's path, with a dot at the end, from the task it is part of."""
     root = self
@@ -188,7 +212,41 @@ def weight_specs(layer: base_layer.BaseLayer) -> py_utils.NestedMap:
              else weight_specs(child))
     if flatten(below):
       specs[name] = below
-  return specs
+  return layer.StackedSpecs(specs) if isinstance(layer, Layer) else specs
+
+
+def stack_specs(name: str, layers: list) -> py_utils.NestedMap:
+  """One spec for the same weight of several layers.
+
+  Args:
+    name: what the layers' part of the path becomes, for instance `blocks_1::2`.
+    layers: for each layer its specs, all alike but for one part of the path.
+
+  Returns:
+    A NestedMap like those of the layers, of stacked weights.
+
+  Raises:
+    ValueError: the layers differ.
+  """
+  def stack(*specs):
+    shapes = {(s.shape, s.letters, s.init) for s in specs}
+    if len(shapes) > 1:
+      raise ValueError(f'{specs[0].path} and {specs[1].path} are to be one stacked weight and '
+                       f'differ: {sorted(map(str, shapes))}')
+    first = specs[0]
+    parts = [s.path.split('.') for s in specs]
+    path = [column[0] if len(set(column)) == 1 else name for column in zip(*parts)]
+    return first._replace(path='.'.join(path), shape=(len(specs), *first.shape),
+                          layers=tuple(s.path for s in specs))
+
+  def walk(*nodes):
+    if isinstance(nodes[0], WeightSpec):
+      return stack(*nodes)
+    if isinstance(nodes[0], list):
+      return [walk(*items) for items in zip(*nodes, strict=True)]
+    return py_utils.NestedMap({k: walk(*(n[k] for n in nodes)) for k in nodes[0]})
+
+  return walk(*layers)
 
 
 def pack(specs, theta):

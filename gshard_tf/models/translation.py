@@ -33,6 +33,9 @@ class TranslationModel(base_model.BaseTask):
     p.Define('decode_rows', 0, 'Rows of one decoding step: sentences times beam.')
     p.Define('sharding_table', {}, 'Einsum letters to mesh axes, see xla_sharding.')
     p.Define('mesh_axes', ('expert', 'model'), 'Names of the axes of the mesh.')
+    p.Define('model_partitions', 1,
+             'Size of the last mesh axis where only the number of devices is given.')
+    p.Define('microbatches', 1, 'Parts of a batch whose gradients are summed one by one.')
     p.name = 'translation'
     return p
 

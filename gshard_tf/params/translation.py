@@ -9,6 +9,7 @@ import math
 from lingvo.core import base_model_params
 from lingvo.core import optimizer
 from lingvo.core import schedule
+import tensorflow as tf
 
 from gshard_tf.input import generator
 from gshard_tf.layers import attention
@@ -47,6 +48,13 @@ class Translation(base_model_params.SingleTaskModelParams):
   CAPACITY_FACTOR = 2.
   SECOND_EXPERT = 'random'
 
+  # Memory for time; what each costs and saves is in docs/scaling.md.
+  REPEAT = False  # layers in a loop: shorter to compile; needs REMAT
+  REMAT = 'none'  # or block: computed again for the backward pass
+  MICROBATCHES = 1  # parts of a batch, one after another
+  FPROP_DTYPE = 'float32'  # of activations; or bfloat16
+  MODEL_PARTITIONS = 1  # size of the mesh axis `model` where the mesh is not given
+
   # Training; the defaults are the paper's (2006.16668, appendix A.2).
   DROPOUT = 0.1
   LABEL_SMOOTHING = 0.1
@@ -70,12 +78,15 @@ class Translation(base_model_params.SingleTaskModelParams):
     p = translation.TranslationModel.Params().Set(
         name='translation', random_seed=self.SEED, dropout=self.DROPOUT,
         label_smoothing=self.LABEL_SMOOTHING, sharding_table=self.SHARDING,
-        mesh_axes=sharding.MESH_AXES, decode_rows=self.DECODE_ROWS)
+        mesh_axes=sharding.MESH_AXES, decode_rows=self.DECODE_ROWS,
+        microbatches=self.MICROBATCHES, fprop_dtype=tf.dtypes.as_dtype(self.FPROP_DTYPE),
+        model_partitions=self.MODEL_PARTITIONS)
     p.source_embedding.Set(vocab_size=self.SOURCE_VOCAB, model_dim=self.MODEL_DIM)
     p.target_embedding.Set(vocab_size=self.TARGET_VOCAB, model_dim=self.MODEL_DIM)
     for stack, layers, decoder in ((p.encoder, self.ENCODER_LAYERS, False),
                                    (p.decoder, self.DECODER_LAYERS, True)):
       stack.blocks = [self._Block(i % 2 == 1, decoder) for i in range(layers)]
+      stack.Set(remat=self.REMAT, period=2 if self.REPEAT else 0)
       stack.norm.model_dim = self.MODEL_DIM
     p.train.Set(
         learning_rate=self.LEARNING_RATE,

@@ -6,6 +6,8 @@
 import dataclasses
 from typing import Iterable, NamedTuple
 
+import numpy as np
+
 from gshard_tf.runtime import hlo
 from gshard_tf.runtime import tiles
 
@@ -26,7 +28,7 @@ class Collective:
     shape: of the result on one device. Of an all-to-all between parts, of one.
     bytes: of the result on one device, in one run of the instruction.
     operand_bytes: what a device gives to it.
-    groups: devices that exchange with each other; of a collective-permute pairs
+    groups: int [groups, size], devices that exchange; of a collective-permute pairs
       of sender and receiver.
     times: how often it runs in one run of the program.
     op_name: the operation that caused it.
@@ -37,7 +39,7 @@ class Collective:
   shape: hlo.Shape
   bytes: int
   operand_bytes: int
-  groups: tuple[tuple[int, ...], ...]
+  groups: np.ndarray
   times: int
   op_name: str
   dimensions: tuple[int, ...]
@@ -45,7 +47,7 @@ class Collective:
   @property
   def group_size(self) -> int:
     """Devices in a group."""
-    return max(map(len, self.groups))
+    return self.groups.shape[1]
 
 
 class Total(NamedTuple):

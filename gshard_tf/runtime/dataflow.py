@@ -8,13 +8,15 @@ import collections
 import functools
 import math
 import re
-from typing import Iterator, NamedTuple
+from typing import Iterator, Mapping, NamedTuple
 
+from gshard_tf import device_mesh
 from gshard_tf.runtime import hlo
 from gshard_tf.runtime import tiles
 
 OPTIMIZER, MODEL = '(optimizer)', '(model)'
-_FORWARDED = ('copy', 'convert', 'transpose', 'reshape', 'bitcast', 'custom-call')
+_FORWARDED = ('copy', 'convert', 'transpose', 'reshape', 'bitcast', 'custom-call',
+              'dynamic-slice')  # of a stacked weight
 _SEARCH = 300  # instructions, when looking for the next annotation
 
 # For each dimension of one tensor the dimension of another that it becomes.
@@ -37,12 +39,12 @@ class Origin(NamedTuple):
   backward: bool
 
 
-def origin(op_name: str, layers: frozenset[str]) -> Origin:
+def origin(op_name: str, layers: Mapping[str, str]) -> Origin:
   """Reads the name that an instruction has from TensorFlow.
 
   Args:
     op_name: such as `jit(f)/call_tf/gradient_tape/encoder.blocks_0/einsum/Einsum`.
-    layers: the paths of all layers.
+    layers: what to call the layers, by their paths in names.
 
   Returns:
     The origin.
@@ -52,7 +54,7 @@ def origin(op_name: str, layers: frozenset[str]) -> Origin:
   _, inside, path = name.rpartition('call_tf/')
   parts = [p for p in path.split('/') if p not in ('PartitionedCall', 'gradient_tape')]
   at = max((i for i, part in enumerate(parts) if part in layers), default=-1)
-  layer = parts[at] if at >= 0 else MODEL if inside else OPTIMIZER
+  layer = layers[parts[at]] if at >= 0 else MODEL if inside else OPTIMIZER
   below, letters = parts[at + 1:], None
   for before, part in zip([''] + below, below):
     if part.startswith('XlaSharding'):
@@ -65,15 +67,18 @@ class Graph:
 
   Attributes:
     mesh: the mesh.
-    layers: the paths of all layers.
+    layers: what to call the layers, by their paths in names.
     instructions: of all computations, by name.
     named: those of each op name.
   """
 
-  def __init__(self, module: hlo.Module, mesh: tiles.Mesh, layers: frozenset[str]):
+  def __init__(self, module: hlo.Module, mesh: device_mesh.Mesh, layers: Mapping[str, str]):
     self.mesh = mesh
     self.layers = layers
     self.instructions = {name: i for c in module.computations.values() for name, i in c.items()}
+    self._loops = {
+        next(i.name for i in module.computations[body].values() if i.opcode == 'parameter'): loop
+        for loop in self.instructions.values() if loop.opcode == 'while' for body, _ in loop.called}
     self._users = collections.defaultdict(list)
     self.named = collections.defaultdict(list)
     for instruction in self.instructions.values():
@@ -113,7 +118,10 @@ class Graph:
       the weight that of the instruction; None if it is no weight.
     """
     letters, chain = '', []
-    while instruction.opcode in _FORWARDED and instruction.operands:
+    while True:
+      instruction = self._element(instruction)
+      if instruction.opcode not in _FORWARDED or not instruction.operands:
+        break
       if self.is_annotation(instruction):
         letters = self.origin(instruction).letters
       chain.append(instruction)
@@ -125,6 +133,17 @@ class Graph:
     for step in reversed(chain):
       dims = compose(dims, self.dim_map(step, 0))
     return path[1], letters, dims
+
+  def _element(self, instruction):
+    """What a tuple holds, also the one that a loop begins with, in place of a look into it."""
+    while instruction.opcode == 'get-tuple-element':
+      group = self.operands(instruction)[0]
+      if group.name in self._loops:
+        group = self.operands(self._loops[group.name])[0]
+      if group.opcode != 'tuple':
+        break
+      instruction = self.operands(group)[instruction.integers('index')[0]]
+    return instruction
 
   def label(self, instruction: hlo.Instruction) -> str:
     """The letters of the annotation whose layout an instruction still has."""
@@ -166,8 +185,24 @@ class Graph:
 
   def dim_map(self, instruction: hlo.Instruction, position: int) -> DimMap:
     """Which dimension of the result each dimension of an operand becomes."""
-    shapes = [o.shape.dims for o in self.operands(instruction)]
-    return dim_map(instruction, shapes, position)
+    operands = self.operands(instruction)
+    dims = dim_map(instruction, [o.shape.dims for o in operands], position)
+    if instruction.opcode == 'gather' and position == 0:
+      # tf.gather of batches: an iota is concatenated with the indices.
+      pieces = self.operands(operands[1]) if operands[1].opcode == 'concatenate' else ()
+      places = dim_map(instruction, [o.shape.dims for o in operands], 1)
+      for d, piece in zip(instruction.integers('start_index_map'), pieces):
+        counted = self._counted(piece)
+        if counted is not None:
+          dims = (*dims[:d], places[counted], *dims[d + 1:])
+    return dims
+
+  def _counted(self, instruction):
+    """The dimension along which an instruction only counts; None if there is none."""
+    if instruction.opcode == 'broadcast':
+      inner = self._counted(self.operands(instruction)[0])
+      return None if inner is None else instruction.integers('dimensions')[inner]
+    return instruction.integers('iota_dimension')[0] if instruction.opcode == 'iota' else None
 
 
 def compose(first: DimMap, second: DimMap) -> DimMap:
@@ -205,7 +240,17 @@ def dim_map(instruction: hlo.Instruction, operands: list[tuple[int, ...]],
     starts = {math.prod(result[:d]): d for d in range(len(result)) if result[d] > 1}
     return tuple(starts.get(math.prod(given[:d])) if n > 1 else None
                  for d, n in enumerate(given))
-  if len(given) == len(result) and instruction.opcode not in ('gather', 'scatter'):
+  if instruction.opcode == 'gather':
+    offset = instruction.integers('offset_dims')
+    if position == 0:
+      collapsed = instruction.integers('collapsed_slice_dims')
+      to = dict(zip((d for d in range(len(given)) if d not in collapsed), offset))
+    else:
+      vector = instruction.integers('index_vector_dim')[0]
+      to = dict(zip((d for d in range(len(given)) if d != vector),
+                    (d for d in range(len(result)) if d not in offset)))
+    return tuple(to.get(d) for d in range(len(given)))
+  if len(given) == len(result) and instruction.opcode != 'scatter':
     return tuple(range(len(given)))
   return (None,) * len(given)
 

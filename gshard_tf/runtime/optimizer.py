@@ -51,6 +51,51 @@ def adafactor(settings: dict) -> optax.GradientTransformation:
       optax.scale_by_learning_rate(learning_rate(settings)))
 
 
+def layer_by_layer(optimizer: optax.GradientTransformation,
+                   stacked: dict) -> optax.GradientTransformation:
+  """Applies an optimiser to each layer of a stacked weight as to a weight of its own.
+
+  Args:
+    optimizer: takes dicts by path; what its state holds of weights it holds in
+      such dicts.
+    stacked: from the path of each stacked weight to its number of layers.
+
+  Returns:
+    A gradient transformation whose state is that of `optimizer`, with a new
+    first dimension where a weight is stacked.
+  """
+  groups = [{p for p, n in stacked.items() if n == size} for size in sorted(set(stacked.values()))]
+
+  def some(tree, keep):
+    return _map_dicts(lambda d: {k: v for k, v in d.items() if keep(k)}, tree)
+
+  def run(function, *trees):
+    """Calls `function` on the plain weights, and layer by layer on the others."""
+    out = function(*(some(t, lambda k: k not in stacked) for t in trees))
+    for group in groups:
+      mine = [some(t, group.__contains__) for t in trees]
+      axes = [_map_dicts(lambda d: dict.fromkeys(d, 0), t, otherwise=None) for t in mine]
+      one = jax.eval_shape(function, *(_map_dicts(
+          lambda d: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), d), t)
+                                       for t in mine))
+      out_axes = _map_dicts(lambda d: dict.fromkeys(d, 0), one, otherwise=None)
+      new = jax.vmap(function, in_axes=axes, out_axes=out_axes)(*mine)
+      out = jax.tree.map(lambda a, b: a | b if isinstance(a, dict) else a, out, new,
+                         is_leaf=lambda n: isinstance(n, dict))
+    return out
+
+  return optax.GradientTransformation(
+      lambda theta: run(optimizer.init, theta),
+      lambda grads, state, theta: run(optimizer.update, grads, state, theta))
+
+
+def _map_dicts(function, tree, **otherwise):
+  """Applies `function` to the dicts of a tree; to what is outside them `otherwise`."""
+  return jax.tree.map(
+      lambda n: function(n) if isinstance(n, dict) else otherwise.get('otherwise', n), tree,
+      is_leaf=lambda n: isinstance(n, dict))
+
+
 def state_shardings(optimizer: optax.GradientTransformation, weights: dict,
                     shardings: dict):
   """Shardings of the optimiser's state: as those of the weights.

@@ -41,7 +41,9 @@ class Program:
           f'{tuple(mesh.devices.shape)}; lower it again')
     self.artifact = artifact
     self.mesh = mesh
-    self._optimizer = optimizer_lib.adafactor(artifact.optimizer)
+    self._optimizer = optimizer_lib.layer_by_layer(
+        optimizer_lib.adafactor(artifact.optimizer),
+        {w.path: len(w.layers) for w in artifact.weights if w.layers})
     self._learning_rate = optimizer_lib.learning_rate(artifact.optimizer)
     self._whole = mesh_lib.sharding(mesh, ())
     self._rows = mesh_lib.sharding(mesh, (artifact.batch_axes,))
