@@ -9,7 +9,9 @@ import math
 import re
 from typing import NamedTuple
 
+from gshard_tf.runtime import collectives
 from gshard_tf.runtime import hlo
+from gshard_tf.runtime import topologies
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _LABELS = re.compile(r'(\w+)_(\w+)->(\w+)')
@@ -85,8 +87,40 @@ def optimal_seconds(works: list[Work], flops_per_second: float, bytes_per_second
   Returns:
     Seconds.
   """
-  return sum((1 if once else w.times) * max(w.flops / flops_per_second, w.bytes / bytes_per_second)
-             for w in works)
+  return sum((1 if once else w.times) *
+             max(w.flops / flops_per_second, w.bytes / bytes_per_second) for w in works)
+
+
+def schedule_seconds(works: list[Work], found: list[collectives.Collective],
+                     topology: topologies.Topology) -> float | None:
+  """Seconds by the compiler's own cycles, one operation after another.
+
+  It has none for collectives, which take what the links allow.
+
+  Args:
+    works: from `work`.
+    found: the program's collectives.
+    topology: the slice that the program is for.
+
+  Returns:
+    Seconds; None where the clock is not public.
+  """
+  if topology.generation.clock is None:
+    return None
+  cycles = sum(w.times * w.cycles for w in works)
+  return cycles / topology.generation.clock + sum(
+      c.times * _collective_seconds(c, topology) for c in found)
+
+
+def _collective_seconds(c, topology):
+  """Of one collective; an all-reduce is a reduce-scatter and an all-gather."""
+  if c.kind == 'all-to-all':
+    return topology.all_to_all_seconds(c.bytes)
+  halves = {'all-reduce': 2, 'all-gather': 1, 'reduce-scatter': 1}.get(c.kind, 0)
+  whole = max(c.bytes, c.operand_bytes)
+  if c.group_size < topology.cores:
+    return halves / 2 * topology.ring_seconds(whole, c.group_size)
+  return halves / 2 * topology.all_reduce_seconds(whole)
 
 
 def _flops(module, computation, i):

@@ -132,7 +132,7 @@ def explain(artifact: artifact_lib.Artifact, mesh: jax.sharding.Mesh,
   """
   lowered = _lower(program_lib.Program(artifact, mesh), function)
   before, compiled, messages = _compile(lowered)
-  layers = _layers(artifact)
+  layers = layer_names(artifact)
   logical = device_mesh.Mesh(artifact.mesh_shape, artifact.mesh_axes)
   graph = dataflow.Graph(before, logical, layers)
   whole = reshards.rematerialized(messages)
@@ -171,7 +171,7 @@ def _compile(lowered):
   return before, hlo.parse(compiled.as_text()), messages
 
 
-def _layers(artifact):
+def layer_names(artifact: artifact_lib.Artifact) -> dict[str, str]:
   """What to call the layers that hold weights, and those around them, by path.
 
   A layer of a loop goes by the path of its stacked weights.

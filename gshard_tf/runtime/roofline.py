@@ -77,7 +77,7 @@ def roofline(artifact: artifact_lib.Artifact, topology: topologies.Topology,
   """
   work = _Work(artifact, topology, settings)
   for weight in artifact.weights:
-    layers = len(getattr(weight, "layers", ())) or 1
+    layers = len(weight.layers) or 1
     work.weight(weight._replace(shape=weight.shape[1:], axes=weight.axes[1:])
                 if layers > 1 else weight, layers)
   return work.parts

@@ -167,3 +167,18 @@ def listing() -> list[Topology]:
   The compiler takes others too: any multiple of the chips of a host.
   """
   return [find(f'{g.name}:{s}') for g in GENERATIONS.values() for s in g.slices]
+
+
+def row(topology: Topology) -> dict:
+  """The figures of a slice, of one core where they are not of the whole.
+
+  Args:
+    topology: the slice.
+
+  Returns:
+    A dict; bytes, operations and bytes a second.
+  """
+  g = topology.generation
+  return dict(topology=topology.name, cores=topology.cores, hbm_limit=g.hbm_limit,
+              flops_per_second=g.flops, hbm_bytes_per_second=g.hbm_bandwidth,
+              link_bytes_per_second=g.link_bandwidth)
