@@ -18,6 +18,7 @@ _LABELS = re.compile(r'(\w+)_(\w+)->(\w+)')
 # They name what is elsewhere, or stand for what another instruction does.
 _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional',
          'call', 'after-all', 'partition-id', 'replica-id', 'iota', 'opt-barrier'}
+_ALLOCATION = 'custom_call_target="AllocateBuffer"'
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -56,7 +57,7 @@ def work(module: hlo.Module) -> list[Work]:
       continue
     computation = module.computations[name]
     for i in computation.values():
-      if i.opcode in _FREE or i.opcode.endswith('-done'):
+      if i.opcode in _FREE or i.opcode.endswith('-done') or _ALLOCATION in i.rest:
         continue
       cycles = _CYCLES.search(i.rest)
       found.append(Work(i, times, _flops(module, computation, i), _bytes(module, computation, i),
@@ -179,7 +180,8 @@ def _read_inside(module, computation, name, whole):
   for user in computation.values():
     for n, operand in enumerate(user.operands):
       if operand == name:
-        total += (_read_inside(module, computation, user.name, whole) if user.opcode == 'bitcast'
+        renamed = user.opcode == 'bitcast' and not user.is_root
+        total += (_read_inside(module, computation, user.name, whole) if renamed
                   else _read(module, user, n, whole))
   return total
 
