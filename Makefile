@@ -56,7 +56,7 @@ bazel-test: setup-tpu  ## Run all tests under Bazel, offline.
 # newer 3.11 picks packages that 3.11.2 cannot install).
 .PHONY: lock
 lock: setup-tpu  ## Write requirements/lock.txt from what is installed.
-	$(PIP) freeze --all > $(VENV)/freeze.txt
+	$(PIP) freeze --all | sed 's/+cpu$$//' > $(VENV)/freeze.txt
 	grep -h == requirements.txt requirements/no_deps.txt requirements/tpu.txt \
 	  | grep -vixF -f - $(VENV)/freeze.txt | grep -vE '^(pip|setuptools)==|@ file:' > requirements/lock.txt
 

@@ -14,16 +14,25 @@ _DESCRIPTION = 'model.json'
 
 
 class Weight(NamedTuple):
-  """One weight: global shape, type, and the mesh axes of each dimension.
+  """One weight: global shape, type, the mesh axes of each dimension, and its letters.
 
   A stacked weight holds that of several layers along its first dimension;
-  `layers` are their paths, and a checkpoint holds them one by one.
+  `layers` are their paths, and a checkpoint holds them one by one. A weight that
+  is not `trainable` is changed by the step's updates, not by gradients.
   """
   path: str
   shape: tuple[int, ...]
   dtype: str
   axes: tuple[tuple[str, ...], ...]
+  letters: str = ''
   layers: tuple[str, ...] = ()
+  trainable: bool = True
+
+  def of_layers(self) -> list[tuple]:
+    """Path, shape and type of the weight, of a stacked one for each layer."""
+    if not self.layers:
+      return [(self.path, self.shape, self.dtype)]
+    return [(path, self.shape[1:], self.dtype) for path in self.layers]
 
 
 @dataclasses.dataclass
@@ -99,8 +108,9 @@ class Artifact:
       with open(os.path.join(folder, f'{name}.jaxexport'), 'rb') as f:
         functions[name] = f.read()
     description['weights'] = [
-        Weight(path, tuple(shape), dtype, tuple(map(tuple, axes)), tuple(layers))
-        for path, shape, dtype, axes, layers in description['weights']]
+        Weight(path, tuple(shape), dtype, tuple(map(tuple, axes)), letters, tuple(layers),
+               trainable)
+        for path, shape, dtype, axes, letters, layers, trainable in description['weights']]
     for name in ('mesh_shape', 'mesh_axes', 'batch_axes'):
       description[name] = tuple(description[name])
     return cls(functions=functions, vocabularies={

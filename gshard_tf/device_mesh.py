@@ -92,6 +92,7 @@ class Mesh:
     """
     per_dim = [[self._axis(a) for a in as_axes(axes)] for axes in dims_mapping]
     manual = [self._axis(a) for a in manual_axes]
+    manual = [a for a in manual if self.shape[a] > 1]  # one device along an axis is not several
     used = [axis for axes in per_dim for axis in axes] + manual
     if len(set(used)) < len(used):
       also = f' or for one that is manual ({", ".join(manual_axes)})' if manual else ''

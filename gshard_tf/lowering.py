@@ -7,6 +7,7 @@ it: no library call, no layout. So it may be compiled for any platform, which
 `call_tf` itself does not offer on a machine without that platform.
 """
 
+import os
 from typing import Callable
 
 import jax
@@ -17,6 +18,11 @@ from lingvo.core import schedule as lingvo_schedule
 import numpy as np
 import tensorflow as tf
 
+# Constants of the size of an activation, which a step has many of (zeros), would
+# be computed here before they are lowered: 17 GB for the 600B model.
+os.environ['TF_XLA_FLAGS'] = f'{os.environ.get("TF_XLA_FLAGS", "")} --tf_xla_disable_constant_folding'
+
+# pylint: disable=g-import-not-at-top
 from gshard_tf import artifact
 from gshard_tf import train_step
 from gshard_tf import xla_sharding
@@ -70,7 +76,12 @@ def lower_task(name: str, task_params, mesh: xla_sharding.Mesh, batch: dict,
   steps = train_step.Steps(task_params, mesh)
   weights = weight_records(steps)
   batch_axes = xla_sharding.as_axes(steps.partitioning.axes('bl')[0])
-  check_rows(mesh, batch_axes, batch['src']['ids'][0], 'rows of a batch')
+  rows, parts = batch['src']['ids'][0], task_params.microbatches
+  if rows % parts:
+    raise LoweringError(f'{rows} rows of a batch do not split into {parts} microbatches; set '
+                        f'microbatches to a divisor of {rows}')
+  check_rows(mesh, batch_axes, rows // parts, 'rows of a microbatch' if parts > 1 else
+             'rows of a batch')
   check_rows(mesh, batch_axes, task_params.decode_rows, 'rows of a decoding step')
   theta = {w.path: jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights}
   batch_spec = jax.tree.map(lambda s: _int32(*s), batch, is_leaf=lambda s: isinstance(s, tuple))
@@ -134,7 +145,7 @@ def weight_records(steps: train_step.Steps) -> list[artifact.Weight]:
             f'(mesh axes {", ".join(along)}); choose a mesh whose axes divide {size}')
     records.append(artifact.Weight(
         spec.path, spec.shape, np.dtype(steps.params.dtype.as_numpy_dtype).name, axes,
-        spec.layers))
+        spec.letters, spec.layers, spec.trainable))
   return records
 
 

@@ -1,4 +1,4 @@
-"""XLA's description of a sharding, the OpSharding proto, for dims mappings on a mesh.
+"""XLA's description of a sharding, the OpSharding proto, and the ops that carry it.
 
 A tile assignment says which device holds which tile of a tensor. Nearly every
 mesh numbers its devices so that the assignment is a reshaped and transposed
@@ -6,8 +6,13 @@ mesh numbers its devices so that the assignment is a reshaped and transposed
 are. Only other orders (zigzag rings, say) are written out device by device.
 """
 
+from typing import Sequence
+
 import numpy as np
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla as tf2xla
 from tensorflow.compiler.xla import xla_data_pb2
+from tensorflow.core.framework import attr_value_pb2
 
 from gshard_tf import device_mesh
 
@@ -34,9 +39,12 @@ def tiled(mesh: device_mesh.Mesh, dims_mapping: device_mesh.DimsMapping,
     ShardingError: see `Mesh.tile_assignment`.
   """
   tiles, subgroups = mesh.tile_assignment(dims_mapping, manual_axes)
+  if max(tiles.shape[:len(dims_mapping)], default=1) == 1:  # along no axis
+    if 'manual' not in subgroups:
+      return REPLICATED
+    if 'replicated' not in subgroups:
+      return MANUAL
   sharding = OpSharding(type=OpSharding.OTHER, tile_assignment_dimensions=tiles.shape)
-  if max(tiles.shape[:len(dims_mapping)], default=1) == 1 and 'manual' not in subgroups:
-    return REPLICATED
   if subgroups == ('replicated',):
     sharding.replicate_on_last_tile_dim = True
   else:
@@ -81,3 +89,56 @@ def iota_of(tiles: np.ndarray) -> tuple[list[int], list[int]] | None:
   transpose_perm = [int(p) for p in np.argsort(order)[::-1]] or [0]
   iota = np.arange(tiles.size).reshape(reshape_dims).transpose(transpose_perm)
   return (reshape_dims, transpose_perm) if np.array_equal(iota.flatten(), tiles.flatten()) else None
+
+
+def annotation(x: tf.Tensor, sharding: OpSharding, unspecified_dims: Sequence[int] = ()
+               ) -> tf.Tensor:
+  """Emits an annotation.
+
+  Args:
+    x: any tensor of a graph.
+    sharding: what to annotate it with.
+    unspecified_dims: dimensions of which the annotation says nothing, so that
+      the partitioner may split them further.
+
+  Returns:
+    A tensor equal to `x`, annotated, as its gradient will be.
+
+  Raises:
+    ShardingError: TensorFlow runs eagerly.
+  """
+  if tf.executing_eagerly():
+    raise device_mesh.ShardingError(
+        'an annotation is for a compiled program, and TensorFlow runs eagerly here; call it '
+        'inside a tf.function')
+  return _carry(sharding, tf2xla.sharding(
+      x, sharding=sharding.SerializeToString(), unspecified_dims=list(unspecified_dims)))
+
+
+def custom_call(target: str, x: tf.Tensor, shape: Sequence[int], sharding: OpSharding,
+                unspecified_dims: Sequence[int] = ()) -> tf.Tensor:
+  """Emits one of the custom calls that the SPMD partitioner gives a meaning.
+
+  TensorFlow has ops of its own for the two that begin and end a manual region,
+  but those know a region of the whole mesh, or of one dimension, alone.
+
+  Args:
+    target: the name of the call.
+    x: its operand.
+    shape: the shape of its result.
+    sharding: the sharding of its result.
+    unspecified_dims: see `annotation`.
+
+  Returns:
+    The result; it has no gradient.
+  """
+  config = f'unspecified_dims=[{",".join(map(str, unspecified_dims))}]' if unspecified_dims else ''
+  y, = tf2xla.custom_call_v2(target, [x], [tf.TensorSpec(shape, x.dtype)], backend_config=config)
+  return _carry(sharding, y)
+
+
+def _carry(sharding, y):
+  """Marks the op of `y`, as TensorFlow's own annotations do: what it lowers to has the sharding."""
+  y.op._set_attr(  # pylint: disable=protected-access
+      '_XlaSharding', attr_value_pb2.AttrValue(s=sharding.SerializeToString()))
+  return y

@@ -62,7 +62,7 @@ class SpmdTrainer:
 
   def Start(self):
     """Lowers, trains, and leaves how it ended in `result`."""
-    mesh = mesh_lib.make(self._mesh_sizes, self._task.mesh_axes)
+    mesh = mesh_lib.make(self._mesh_sizes, self._task.mesh_axes, self._task.model_partitions)
     inputs = {name: p.input for name, p in self._params.items()}
     data = self._data(inputs)
     artifact = self._lower(mesh, inputs)
@@ -83,7 +83,8 @@ class SpmdTrainer:
         {'source': train.source_model, 'target': train.target_model})
     if os.path.exists(self._artifact_folder):
       there = artifact_lib.Artifact.load(self._artifact_folder)
-      if [w[:3] for w in there.weights] != [w[:3] for w in artifact.weights]:
+      described = lambda a: sorted(layer for w in a.weights for layer in w.of_layers())
+      if described(there) != described(artifact):
         raise LogdirError(f'the weights of {self._name} have changed since {self._logdir} was '
                           'made; choose another logdir')
     artifact.save(self._artifact_folder)

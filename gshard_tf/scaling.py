@@ -85,7 +85,7 @@ def weight_bytes(model: type, topology_name: str) -> int:
   """
   task, cores = model().Task(), topologies.find(topology_name).cores
   mesh = xla_sharding.Mesh(
-      aot.automatic_sizes(cores, len(task.mesh_axes), task.model_partitions), task.mesh_axes)
+      mesh_lib.automatic(cores, len(task.mesh_axes), task.model_partitions), task.mesh_axes)
   with quiet.libraries():
     weights = lowering.weight_records(train_step.Steps(task, mesh))
   return sum(math.prod(w.shape) * np.dtype(w.dtype).itemsize //
@@ -140,10 +140,9 @@ def _settings(task, artifact):
 
 def _slots(experts, tokens):
   """Rows that the experts of a layer compute for so many tokens."""
-  router = experts.router if 'router' in experts else experts
   groups = min(experts.num_groups, tokens)
   capacity = gating.expert_capacity(tokens // groups, experts.num_experts,
-                                    router.capacity_factor, router.min_capacity)
+                                    experts.router.capacity_factor, experts.router.min_capacity)
   return groups * experts.num_experts * capacity
 
 

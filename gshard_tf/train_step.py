@@ -13,6 +13,8 @@ import tensorflow as tf
 from gshard_tf import xla_sharding
 from gshard_tf.layers import weights
 
+_MICROBATCH_SEEDS = 1 << 20  # more step seeds than a microbatch draws with
+
 
 class Steps:
   """Pure step functions of a translation task.
@@ -63,18 +65,78 @@ class Steps:
       seed: int32 [].
 
     Returns:
-      A dict of grads, a dict like `theta`, and metrics, a dict of float32
-      scalars among which is `loss`.
+      A dict of grads, a dict like `theta` of the trainable weights; metrics, a
+      dict of float32 scalars among which is `loss`; and updates, new values of
+      the other weights.
     """
     with self._context(), py_utils.GlobalStepContext(step):
-      py_utils.ResetStepSeed(tf.cast(seed, tf.int64))
-      with tf.GradientTape() as tape:
-        tape.watch(list(theta.values()))
-        metrics = self._metrics(theta, batch)
-        loss = metrics.loss[0]
-      grads = tape.gradient(loss, theta, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-      return {'grads': {k: tf.convert_to_tensor(g) for k, g in grads.items()},
-              'metrics': {name: value for name, (value, _) in metrics.items()}}
+      seed = tf.cast(seed, tf.int64)
+      if self.params.microbatches == 1:
+        py_utils.ResetStepSeed(seed)
+        return self._gradients(theta, batch, 1., 1.)[0]
+      return self._accumulate(theta, batch, seed)
+
+  def _gradients(self, theta, batch, share, aux_share):
+    """What `train` returns, and the metrics' weights.
+
+    Args:
+      theta: a dict from path to weight.
+      batch: a batch or a microbatch.
+      share: factor of the cross entropy in what is differentiated.
+      aux_share: factor of the routers' losses.
+
+    Returns:
+      Grads, metrics and updates, see `train`; a dict from metric to its weight.
+    """
+    trainable = {w.path: theta[w.path] for w in self.specs if w.trainable}
+    with tf.GradientTape() as tape:
+      tape.watch(list(trainable.values()))
+      metrics, updates = self._metrics(theta, batch)
+      aux = metrics.aux_loss[0]
+      loss = share * (metrics.loss[0] - aux) + aux_share * aux
+    grads = tape.gradient(loss, trainable, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return {'grads': {k: tf.convert_to_tensor(g) for k, g in grads.items()},
+            'metrics': {name: value for name, (value, _) in metrics.items()} | {'loss': loss},
+            'updates': {w.path: value for w, value in weights.pairs(self._structure, updates)}
+            }, {name: weight for name, (_, weight) in metrics.items()}
+
+  def _accumulate(self, theta, batch, seed):
+    """As `train`, microbatch by microbatch, of every device's rows a part each.
+
+    The gradient is that of the whole batch but for the routing, whose groups are
+    smaller; updates are the mean of the microbatches'.
+    """
+    parts = self.params.microbatches
+    tokens = tf.reduce_sum(tf.cast(batch['tgt']['segment_ids'] > 0, tf.float32))
+
+    def part(x, i):
+      rows, length = x.shape
+      taken = tf.slice(tf.reshape(x, [rows // parts, parts, length]), [0, i, 0],
+                       [rows // parts, 1, length])
+      return xla_sharding.annotate(tf.reshape(taken, [rows // parts, length]), 'bl')
+
+    def one(i):
+      """Everything to be summed, of microbatch i."""
+      py_utils.ResetStepSeed(seed + tf.cast(i, tf.int64) * _MICROBATCH_SEEDS)
+      micro = tf.nest.map_structure(lambda x: part(x, i), batch)
+      here = tf.reduce_sum(tf.cast(micro['tgt']['segment_ids'] > 0, tf.float32))
+      out, counts = self._gradients(theta, micro, here / tf.maximum(tokens, 1.), 1. / parts)
+      counts = counts | {'loss': tf.ones([])}
+      out['metrics'] = {k: v if k == 'loss' else v * counts[k] for k, v in out['metrics'].items()}
+      out['updates'] = {k: v / parts for k, v in out['updates'].items()}
+      return out | {'counts': counts}
+
+    spec = tf.function(one, autograph=False).get_concrete_function(
+        tf.TensorSpec([], tf.int32)).structured_outputs
+    zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), spec)
+    add = lambda total, i: tf.nest.map_structure(tf.add, total, one(i))
+    _, total = tf.while_loop(lambda i, _: i < parts, lambda i, total: (i + 1, add(total, i)),
+                             (tf.constant(0), zeros))
+    mean = lambda name, value: value if name == 'loss' else value / tf.maximum(
+        total['counts'][name], 1e-9)
+    annotated = {w.path: w.annotate(total['grads'][w.path]) for w in self.specs if w.trainable}
+    return {'grads': annotated, 'updates': total['updates'],
+            'metrics': {k: mean(k, v) for k, v in total['metrics'].items()}}
 
   def evaluate(self, theta, batch):
     """The metrics of a batch without randomness.
@@ -88,7 +150,8 @@ class Steps:
       a corpus's metric is the weighted mean.
     """
     with self._context(), cluster_factory.SetEval(True):
-      return {name: tf.stack(pair) for name, pair in self._metrics(theta, batch).items()}
+      metrics, _ = self._metrics(theta, batch)
+      return {name: tf.stack(pair) for name, pair in metrics.items()}
 
   def encode(self, theta, ids):
     """Encodes sentences for decoding.
@@ -130,7 +193,7 @@ class Steps:
   def _metrics(self, theta, batch):
     theta, batch = self._pack(theta), _nested(batch)
     predictions = self._task.ComputePredictions(theta, batch)
-    return self._task.ComputeLoss(theta, predictions, batch)[0]
+    return self._task.ComputeLoss(theta, predictions, batch)[0], predictions.updates
 
   def _pack(self, theta):
     """Annotates weights, and through them their gradients; nests them."""

@@ -32,6 +32,7 @@ with quiet.libraries():
   from gshard_tf import xla_sharding
   from gshard_tf.input import corpus
   from gshard_tf.input import tokenizer
+  from gshard_tf.layers import weights
   from gshard_tf.runtime import loop
   from gshard_tf.runtime import mesh as mesh_lib
   import model_registry
@@ -50,7 +51,7 @@ FLAGS = flags.FLAGS
 
 _USER_ERRORS = (lowering.LoweringError, runners.LogdirError, mesh_lib.MeshError,
                 xla_sharding.ShardingError, corpus.CorpusError, tokenizer.VocabularyError,
-                loop.ResumeError, FloatingPointError)
+                loop.ResumeError, weights.ParamsError, FloatingPointError)
 
 
 class UnknownModelError(ValueError):

@@ -26,23 +26,17 @@ from typing import Mapping, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.compiler.xla.experimental import xla_sharding as tf_xla_sharding
 
 from gshard_tf import op_sharding
 from gshard_tf.device_mesh import AxisNames, DimsMapping, Mesh, ShardingError, as_axes
+from gshard_tf.manual_region import (
+    Region, auto_to_manual, manual_region, manual_to_auto, open_region)
 
-__all__ = ['AxisNames', 'DimsMapping', 'Mesh', 'Partitioning', 'ShardingError', 'ShardingTable',
-           'annotate', 'as_axes', 'current', 'mesh_split', 'partitioning', 'replicate', 'shard',
-           'split']
+__all__ = ['AxisNames', 'DimsMapping', 'Mesh', 'Partitioning', 'Region', 'ShardingError',
+           'ShardingTable', 'annotate', 'as_axes', 'auto_to_manual', 'current', 'manual_region',
+           'manual_to_auto', 'mesh_split', 'partitioning', 'replicate', 'shard', 'split']
 
 ShardingTable = Mapping[str, DimsMapping]
-
-
-def _emit(x: tf.Tensor, sharding: op_sharding.OpSharding) -> tf.Tensor:
-  if tf.executing_eagerly():
-    raise ShardingError('an annotation is for a compiled program, and TensorFlow runs '
-                        'eagerly here; call it inside a tf.function')
-  return tf_xla_sharding.Sharding(sharding).apply_to_tensor(x, use_sharding_op=True)
 
 
 def mesh_split(x: tf.Tensor, mesh: Mesh | None, dims_mapping: DimsMapping) -> tf.Tensor:
@@ -67,7 +61,12 @@ def mesh_split(x: tf.Tensor, mesh: Mesh | None, dims_mapping: DimsMapping) -> tf
     raise ShardingError(
         f'{len(dims_mapping)} entries in dims mapping {tuple(dims_mapping)} for '
         f'a tensor of shape {x.shape}; give one entry for each dimension')
-  return _emit(x, op_sharding.tiled(mesh, dims_mapping))
+  region = open_region()
+  if region is not None and region.mesh is not mesh:
+    raise ShardingError(f'an annotation for {mesh} in a manual region of {region.mesh}; '
+                        'annotate for the mesh of the region')
+  return op_sharding.annotation(
+      x, op_sharding.tiled(mesh, dims_mapping, region.axes if region else ()))
 
 
 def split(x: tf.Tensor, dim: int, num_partitions: int) -> tf.Tensor:
@@ -102,7 +101,10 @@ def replicate(x: tf.Tensor) -> tf.Tensor:
   Returns:
     A tensor equal to `x`, annotated.
   """
-  return _emit(x, op_sharding.REPLICATED)
+  region = open_region()
+  if region is not None:
+    return mesh_split(x, region.mesh, [None] * x.shape.rank)
+  return op_sharding.annotation(x, op_sharding.REPLICATED)
 
 
 def shard(x: tf.Tensor, device_assignment: np.ndarray) -> tf.Tensor:

@@ -8,3 +8,14 @@ import jax  # pylint: disable=wrong-import-position
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
+
+import pytest  # pylint: disable=wrong-import-position
+
+
+@pytest.fixture(name='use_partitioner')
+def _use_partitioner():
+  """Sets the partitioner for one test."""
+  from gshard_tf.runtime import partitioner  # pylint: disable=import-outside-toplevel
+  before = partitioner.in_use()
+  yield partitioner.use
+  partitioner.use(before)

@@ -10,9 +10,10 @@ from gshard_tf import artifact as artifact_lib
 from tests import lowered
 
 WEIGHTS = [
-    artifact_lib.Weight('a.wi', (8, 3, 5), 'float32', (('expert',), (), ('model',))),
-    artifact_lib.Weight('b.scale', (7,), 'bfloat16', ((),)),
+    artifact_lib.Weight('a.wi', (8, 3, 5), 'float32', (('expert',), (), ('model',)), 'emh'),
+    artifact_lib.Weight('b.scale', (7,), 'bfloat16', ((),), 'm', trainable=False),
     artifact_lib.Weight('c.scalar', (), 'float32', ()),
+    artifact_lib.Weight('d_0::2.wo', (2, 6, 4), 'float32', ((), (), ()), 'hm', ('d_0.wo', 'd_2.wo')),
 ]
 
 
@@ -33,7 +34,7 @@ def tree(value):
 
 
 def test_num_parameters():
-  assert small().num_parameters == 8 * 3 * 5 + 7 + 1
+  assert small().num_parameters == 8 * 3 * 5 + 7 + 1 + 2 * 6 * 4
   assert lowered.artifact((2, 1)).num_parameters == sum(
       w.size for w in lowered.theta().values())
 

@@ -208,7 +208,7 @@ def batch_of(rows):
     ((1, 5), dict(), r'do not split over 5 devices \(mesh axes model\); choose a mesh whose axes'),
     ((8, 1), dict(batch=batch_of(12)),
      r'12 rows of a batch do not split over 8 devices .*expert.*multiple of 8'),
-    ((8, 1), dict(task_params=lowered.task(DECODE_ROWS=12)),
+    ((8, 1), dict(task_params=lowered.task(DECODE_ROWS=12, NUM_GROUPS=4)),
      r'12 rows of a decoding step do not split over 8 devices'),
 ])
 def test_what_a_mesh_does_not_divide(mesh_shape, changes, message):

@@ -28,6 +28,7 @@ with quiet.libraries():
   from gshard_tf import scaling
   from gshard_tf import trainer
   from gshard_tf import xla_sharding
+  from gshard_tf.layers import weights
   from gshard_tf.params import variants
   from gshard_tf.runtime import aot
   from gshard_tf.runtime import mesh as mesh_lib
@@ -38,7 +39,8 @@ with quiet.libraries():
 
 _USER_ERRORS = (trainer.UnknownModelError, aot.TopologyError, topologies.UnknownTopologyError,
                 lowering.LoweringError, mesh_lib.MeshError, xla_sharding.ShardingError,
-                variants.VariantError, processes.FailedError, OSError)
+                weights.ParamsError, variants.VariantError, processes.FailedError,
+                OSError)
 
 
 def report(name: str, topology: str, mesh: str, settings: list[str]) -> dict:

@@ -92,7 +92,7 @@ class _Model:
     mesh = mesh_lib.make(self.artifact.mesh_shape, self.artifact.mesh_axes)
     self._program = program_lib.Program(self.artifact, mesh)
     self._translator = translate.Translator(self._program, beam)
-    saved = checkpoint.Checkpoints(os.path.join(logdir, 'checkpoints'))
+    saved = checkpoint.Checkpoints(os.path.join(logdir, 'checkpoints'), self.artifact.weights)
     self.step = saved.latest_step()
     if self.step is None:
       raise DecodeError(f'no checkpoint in --logdir={logdir} yet; let the trainer reach one')

@@ -92,7 +92,7 @@ class MultiHeadAttention(weights.Layer):
       [B, L, M].
     """
     p = self.params
-    q = annotate(tf.einsum('blm,mnk->blnk', x, theta.wq), 'blnk')
+    q = annotate(tf.einsum('blm,mnk->blnk', x, tf.cast(theta.wq, x.dtype)), 'blnk')
     k, v = self.KeysAndValues(theta, source)
     queries, keys = tf.range(x.shape[1])[:, None], tf.range(source.shape[1])[None]
     if p.causal:
@@ -101,8 +101,8 @@ class MultiHeadAttention(weights.Layer):
 
   def KeysAndValues(self, theta, source):
     """Projects `source` [B, T, M] to keys and values, each [B, T, N, K]."""
-    return (annotate(tf.einsum('btm,mnk->btnk', source, theta.wk), 'blnk'),
-            annotate(tf.einsum('btm,mnk->btnk', source, theta.wv), 'blnk'))
+    return (annotate(tf.einsum('btm,mnk->btnk', source, tf.cast(theta.wk, source.dtype)), 'blnk'),
+            annotate(tf.einsum('btm,mnk->btnk', source, tf.cast(theta.wv, source.dtype)), 'blnk'))
 
   def ExtendStep(self, theta, x, cache, t):
     """Attends from one new position to all positions so far.
@@ -116,7 +116,7 @@ class MultiHeadAttention(weights.Layer):
     Returns:
       [B, 1, M], and the cache with position t filled.
     """
-    q = annotate(tf.einsum('blm,mnk->blnk', x, theta.wq), 'blnk')
+    q = annotate(tf.einsum('blm,mnk->blnk', x, tf.cast(theta.wq, x.dtype)), 'blnk')
     k, v = self.KeysAndValues(theta, x)
     keys = tf.range(cache.k.shape[1])
     new = tf.equal(keys, t)[None, :, None, None]
@@ -138,7 +138,7 @@ class MultiHeadAttention(weights.Layer):
     Returns:
       [B, L, M].
     """
-    q = annotate(tf.einsum('blm,mnk->blnk', x, theta.wq), 'blnk')
+    q = annotate(tf.einsum('blm,mnk->blnk', x, tf.cast(theta.wq, x.dtype)), 'blnk')
     return self._Attend(theta, q, keys_and_values.k, keys_and_values.v, mask, None)
 
   def _Bias(self, theta, distance):
@@ -161,4 +161,4 @@ class MultiHeadAttention(weights.Layer):
     scores = tf.where(mask[:, None], scores, _NEGATIVE)
     probability = tf.cast(tf.nn.softmax(annotate(scores, 'bnlt')), v.dtype)
     y = annotate(tf.einsum('bnlt,btnk->blnk', probability, v), 'blnk')
-    return annotate(tf.einsum('blnk,nkm->blm', y, theta.wo), 'blm')
+    return annotate(tf.einsum('blnk,nkm->blm', y, tf.cast(theta.wo, y.dtype)), 'blm')

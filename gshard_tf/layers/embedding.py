@@ -41,16 +41,16 @@ class Embedding(weights.Layer):
     return annotate(tf.gather(table, ids) * self.params.model_dim ** .5, 'blm')
 
   def Logits(self, theta, x):
-    """Scores every token of the vocabulary.
+    """Scores every token of the vocabulary, in float32 whatever `x` is.
 
     Args:
       theta: weights; table [V, M].
       x: [B, L, M].
 
     Returns:
-      [B, L, V], laid out as the sharding table says for `blv`.
+      float32 [B, L, V], laid out as the sharding table says for `blv`.
     """
-    return annotate(tf.einsum('blm,vm->blv', x, theta.table), 'blv')
+    return annotate(tf.einsum('blm,vm->blv', tf.cast(x, tf.float32), theta.table), 'blv')
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, smoothing: float):

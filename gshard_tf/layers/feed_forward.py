@@ -30,20 +30,23 @@ class FeedForward(weights.Layer):
     self.CreateWeight('wo', 'hm', (p.hidden_dim, p.model_dim),
                       weights.Init.fan_in(p.hidden_dim))
 
-  def FProp(self, theta, x, paddings):
+  def FProp(self, theta, x, paddings, ids=None):
     """Computes the layer.
 
     Args:
       theta: weights; wi [M, H], wo [H, M].
       x: [B, L, M].
       paddings: [B, L]; not used, in common with the MoE layer.
+      ids: int32 [B, L]; likewise.
 
     Returns:
-      A NestedMap with y [B, L, M], aux_loss float32 [] (zero), and metrics, an
-      empty NestedMap.
+      A NestedMap with y [B, L, M], aux_loss float32 [] (zero), and metrics and
+      updates, empty NestedMaps.
     """
-    del paddings
+    del paddings, ids
     h = tf.nn.relu(annotate(tf.einsum('blm,mh->blh', x, theta.wi), 'blh'))
     h = randomness.dropout(self, h, self.params.dropout, 'blh')
     y = annotate(tf.einsum('blh,hm->blm', h, theta.wo), 'blm')
-    return py_utils.NestedMap(y=y, aux_loss=tf.zeros([]), metrics=py_utils.NestedMap())
+    return py_utils.NestedMap(
+        y=y, aux_loss=tf.zeros([]), metrics=py_utils.NestedMap(),
+        updates=py_utils.NestedMap())

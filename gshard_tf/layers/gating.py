@@ -1,4 +1,9 @@
-"""Routing of tokens to experts: pure functions from logits to a `Routing`.
+"""Routing of tokens to experts: the `Routing` record and what all gatings share.
+
+A gating is a pure function in two steps. The first, in `token_choice.py`, turns
+logits into `Choices`: which experts a token wants, with which weights. The
+second, `assign`, gives the choices places within the experts' capacity. In
+`expert_choice.py` the experts choose instead, and both steps are one.
 
 Dimensions: G groups, S tokens in a group, E experts, C capacity of one expert
 in one group, K experts chosen for a token.
@@ -9,7 +14,22 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-_TINY = 1e-9  # keeps the renormalisation finite where a token has no gate
+_TINY = 1e-9  # keeps quotients finite where there is nothing to divide
+
+
+class Choices(NamedTuple):
+  """What tokens want, before capacity.
+
+  Attributes:
+    expert: int32 [G, S, K]; distinct experts, first choices first, -1 where a
+      token goes without.
+    gate: float32 [G, S, K]; the weight of each choice.
+    probability: float32 [G, S, E]; the router's distribution over experts, by
+      which balance, entropy and a token's priority are measured.
+  """
+  expert: tf.Tensor
+  gate: tf.Tensor
+  probability: tf.Tensor
 
 
 class Routing(NamedTuple):
@@ -19,21 +39,27 @@ class Routing(NamedTuple):
   most one choice of one token.
 
   Attributes:
-    slot: int32 [G, S, K]; the slot of each choice of a token, -1 where it is
-      dropped.
-    gate: float32 [G, S, K]; the weight of each choice, 0 where it is dropped.
-    aux_loss: float32 []; load-balancing loss, 1 at perfect balance.
+    slot: int32 [G, S, K]; the slot of each choice of a token, -1 where it has
+      none: it found its expert full, or `expert` is -1.
+    gate: float32 [G, S, K]; the weight of each choice, 0 where it has no slot.
+    losses: a dict from names to float32 [], not weighted: `balance` is 1 at
+      perfect balance.
     num_experts: E.
     capacity: C.
+    expert: int32 [G, S, K]; the expert of each choice, of one without a slot
+      too; -1 for padding, and where a token goes without a k-th expert.
+    entropy: float32 [G, S]; of the router's distribution over experts, in nats.
   """
   slot: tf.Tensor
   gate: tf.Tensor
-  aux_loss: tf.Tensor
+  losses: dict[str, tf.Tensor]
   num_experts: int
   capacity: int
+  expert: tf.Tensor
+  entropy: tf.Tensor
 
 
-def expert_capacity(group_size: int, num_experts: int, capacity_factor: float,
+def expert_capacity(group_size: int, num_experts: int, capacity_factor: float | None,
                     min_capacity: int) -> int:
   """Places that an expert has for each group (2006.16668, section 2.2).
 
@@ -42,77 +68,174 @@ def expert_capacity(group_size: int, num_experts: int, capacity_factor: float,
   Args:
     group_size: S.
     num_experts: E.
-    capacity_factor: places over all experts for each token.
+    capacity_factor: places over all experts for each token; None for as many as
+      there can ever be need of.
     min_capacity: a floor, which guards small groups.
 
   Returns:
     C, at most S: an expert gets a token of a group at most once.
   """
+  if capacity_factor is None:
+    return group_size
   capacity = math.ceil(capacity_factor * group_size / num_experts)
   return min(group_size, max(min_capacity, capacity))
 
 
-def top2(logits: tf.Tensor, nonpadding: tf.Tensor, capacity: int,
-         uniform: tf.Tensor | None) -> Routing:
-  """Top-2 gating by groups (2006.16668, Algorithm 1).
+def choose(scores: tf.Tensor, k: int) -> tf.Tensor:
+  """The experts of the K highest scores.
 
-  The first choices of a group take their places in order of the tokens, then
-  the second choices do; who finds its expert full is dropped. Both gates are
-  renormalised to sum to one before anything is dropped.
+  By K maxima rather than `tf.math.top_k`: K is small, and maxima stay with their
+  group on every partitioner, fused with what made the scores.
 
   Args:
-    logits: [G, S, E]; computed with in float32.
-    nonpadding: [G, S]; 1 for tokens, 0 for padding, which is never dispatched
-      and does not count in the auxiliary loss.
-    capacity: C.
-    uniform: float32 [G, S] in [0, 1); the second expert is kept where twice its
-      gate exceeds it (policy `random`). None keeps all (policy `all`).
+    scores: float32 [G, S, E].
+    k: K, at most E.
 
   Returns:
-    A `Routing` with K = 2.
+    int32 [G, S, K], the highest first, the earlier of equal ones first.
   """
-  num_experts = logits.shape[-1]
-  nonpadding = tf.cast(nonpadding, tf.float32)
-  probability = tf.nn.softmax(tf.cast(logits, tf.float32))  # [G, S, E]
-  first = tf.argmax(probability, -1, output_type=tf.int32)  # [G, S]
-  first_mask = tf.one_hot(first, num_experts)  # [G, S, E]
-  others = probability * (1. - first_mask)
-  # Below all others, so that it is not chosen twice where they underflow to 0.
-  second = tf.argmax(others - first_mask, -1, output_type=tf.int32)  # [G, S]
-  second_mask = tf.one_hot(second, num_experts)
+  chosen = []
+  for _ in range(k):
+    chosen.append(tf.argmax(scores, -1, output_type=tf.int32))
+    scores = without(scores, chosen[-1])
+  return tf.stack(chosen, -1)
 
-  gates = tf.stack([tf.reduce_sum(probability * first_mask, -1),
-                    tf.reduce_sum(others * second_mask, -1)], -1)  # [G, S, 2]
-  gates /= tf.reduce_sum(gates, -1, keepdims=True) + _TINY
 
-  first_mask *= nonpadding[..., None]
-  second_mask *= nonpadding[..., None]
-  if uniform is not None:
-    second_mask *= tf.cast(2. * gates[..., 1] > uniform, tf.float32)[..., None]
+def without(scores: tf.Tensor, expert: tf.Tensor) -> tf.Tensor:
+  """Scores float32 [G, S, E] with -inf at `expert`, int32 [G, S]."""
+  here = tf.equal(tf.range(scores.shape[-1]), expert[..., None])
+  return tf.where(here, -math.inf, scores)
 
-  load = tf.reduce_sum(first_mask, 1, keepdims=True)  # [G, 1, E]
-  slots = []
-  for expert, mask, taken in ((first, first_mask, 0.), (second, second_mask, load)):
-    place = tf.reduce_sum((tf.cumsum(mask, 1, exclusive=True) + taken) * mask, -1)
-    kept = (tf.reduce_sum(mask, -1) > 0.) & (place < capacity)  # [G, S]
-    slots.append(tf.where(kept, expert * capacity + tf.cast(place, tf.int32), -1))
-  slot = tf.stack(slots, -1)  # [G, S, 2]
+
+def at(values: tf.Tensor, expert: tf.Tensor) -> tf.Tensor:
+  """The values of chosen experts; by a mask, whose gradient needs no scatter.
+
+  Args:
+    values: float32 [G, S, E].
+    expert: int32 [G, S, K].
+
+  Returns:
+    float32 [G, S, K]; 0 where `expert` is -1.
+  """
+  return tf.reduce_sum(_one_hot(expert, values.shape[-1]) * values[..., None, :], -1)
+
+
+def normalize(gate: tf.Tensor) -> tf.Tensor:
+  """Gates [G, S, K] scaled so that a token's sum to one; zeros stay zeros."""
+  return tf.math.divide_no_nan(gate, tf.reduce_sum(gate, -1, keepdims=True))
+
+
+def assign(choices: Choices, nonpadding: tf.Tensor, capacity: int, *,
+           prioritized: bool = False, normalize_kept: bool = False) -> Routing:
+  """Gives choices their places; who finds its expert full is dropped.
+
+  First choices take their places before second ones, and so on (2006.16668,
+  Algorithm 1). Among those the tokens come in their order in the group, or, if
+  `prioritized`, in order of their highest probability: batch-prioritised routing
+  (V-MoE, 2106.05974, section 4.1), which drops the tokens that the router is
+  least sure of.
+
+  Args:
+    choices: of G groups of S tokens.
+    nonpadding: [G, S]; 1 for tokens, 0 for padding, which takes no place.
+    capacity: C.
+    prioritized: whether sure tokens come first.
+    normalize_kept: scales the gates that are left to sum to one.
+
+  Returns:
+    A `Routing` without losses.
+  """
+  num_experts = choices.probability.shape[-1]
+  expert = tf.where(nonpadding[..., None] > 0, choices.expert, -1)
+  priority = tf.reduce_max(choices.probability, -1) if prioritized else None
+  slot = _places(expert, num_experts, capacity, priority)
+  # With room for all none is dropped, and a dispatch without slots needs none.
+  kept = expert >= 0 if capacity >= expert.shape[1] else slot >= 0
+  gate = tf.where(kept, choices.gate, 0.)
   return Routing(
-      slot=slot,
-      gate=gates * tf.cast(slot >= 0, tf.float32),
-      aux_loss=_balance_loss(probability, first_mask, nonpadding),
-      num_experts=num_experts,
-      capacity=capacity)
+      slot=slot, gate=normalize(gate) if normalize_kept else gate, losses={},
+      num_experts=num_experts, capacity=capacity, expert=expert,
+      entropy=entropy(choices.probability))
 
 
-def _balance_loss(probability, mask, nonpadding):
-  """Sum over experts of (share of tokens) * (mean probability), times E.
+def _places(expert, num_experts, capacity, priority):
+  """Slots int32 [G, S, K] of experts [G, S, K]; `priority` float32 [G, S] or None."""
+  if priority is not None:
+    order = tf.argsort(priority, direction='DESCENDING', stable=True)  # [G, S]
+    expert = tf.gather(expert, order, batch_dims=1)
+  taken, places = 0., []
+  for k in range(expert.shape[2]):
+    mask = _one_hot(expert[..., k], num_experts)  # [G, S, E]
+    places.append(tf.reduce_sum((tf.cumsum(mask, 1, exclusive=True) + taken) * mask, -1))
+    taken += tf.reduce_sum(mask, 1, keepdims=True)  # [G, 1, E]
+  place = tf.cast(tf.stack(places, -1), tf.int32)  # [G, S, K]
+  slot = tf.where((expert >= 0) & (place < capacity), expert * capacity + place, -1)
+  if priority is not None:
+    slot = tf.gather(slot, tf.argsort(order, stable=True), batch_dims=1)
+  return slot
 
-  Algorithm 1, line 13; its 1/E is replaced by E so that perfect balance gives 1
-  whatever the number of experts, as in the authors' own code, which the weight
-  of 0.01 in section 2.2 belongs to.
+
+def _one_hot(expert, num_experts):
+  """float32 [..., E]; all zeros where `expert` is -1."""
+  return tf.one_hot(expert, num_experts)
+
+
+def entropy(probability: tf.Tensor) -> tf.Tensor:
+  """Entropy float32 [G, S] of distributions [G, S, E], in nats."""
+  return -tf.reduce_sum(tf.math.xlogy(probability, probability), -1)
+
+
+def balance_loss(probability: tf.Tensor, expert: tf.Tensor, nonpadding: tf.Tensor) -> tf.Tensor:
+  """Sum over experts of (share of choices) * (mean probability), times E.
+
+  2006.16668, Algorithm 1, line 13 (there of first choices); its 1/E is replaced
+  by E so that perfect balance gives 1 whatever the number of experts, as in
+  2101.03961, equation 4, and in the authors' own code, which the weight of 0.01
+  in section 2.2 belongs to. A mean over groups.
+
+  Args:
+    probability: float32 [G, S, E].
+    expert: int32 [G, S, K]; the choices that count, dropped or not.
+    nonpadding: [G, S].
+
+  Returns:
+    float32 [].
   """
-  tokens = tf.reduce_sum(nonpadding, 1)[:, None] + _TINY  # [G, 1]
-  share = tf.reduce_sum(mask, 1) / tokens  # [G, E]
-  mean = tf.reduce_sum(probability * nonpadding[..., None], 1) / tokens
-  return tf.reduce_mean(tf.reduce_sum(share * mean, -1)) * probability.shape[-1]
+  num_experts, real = probability.shape[-1], tf.cast(nonpadding, tf.float32)[..., None]
+  tokens = tf.reduce_sum(real, 1) + _TINY  # [G, 1]
+  share = tf.reduce_sum(load(expert, num_experts) * real, 1) / (tokens * expert.shape[2])
+  mean = tf.reduce_sum(probability * real, 1) / tokens  # [G, E]
+  return tf.reduce_mean(tf.reduce_sum(share * mean, -1)) * num_experts
+
+
+def load(expert: tf.Tensor, num_experts: int) -> tf.Tensor:
+  """How many choices [G, S, K] of a token go to each expert: float32 [G, S, E]."""
+  return tf.reduce_sum(_one_hot(expert, num_experts), 2)
+
+
+def z_loss(logits: tf.Tensor, nonpadding: tf.Tensor) -> tf.Tensor:
+  """Router z-loss (ST-MoE, 2202.08906, equation 5): keeps logits small.
+
+  Args:
+    logits: float32 [G, S, E].
+    nonpadding: [G, S].
+
+  Returns:
+    float32 [], the mean over tokens of the squared log of the softmax's sum.
+  """
+  real = tf.cast(nonpadding, tf.float32)
+  squares = tf.square(tf.reduce_logsumexp(logits, -1)) * real
+  return tf.reduce_sum(squares) / tf.maximum(tf.reduce_sum(real), 1.)
+
+
+def squared_variation(x: tf.Tensor) -> tf.Tensor:
+  """The squared coefficient of variation (1701.06538, section 4).
+
+  Args:
+    x: float32 [G, E].
+
+  Returns:
+    float32 [], variance over squared mean along E, a mean over groups.
+  """
+  mean, variance = tf.nn.moments(x, -1)
+  return tf.reduce_mean(variance / (tf.square(mean) + _TINY))

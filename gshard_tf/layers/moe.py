@@ -1,15 +1,16 @@
 """The Mixture-of-Experts feed-forward layer (2006.16668, sections 2.2 and 3.1).
 
 Dimensions: B rows, L positions, G groups, S tokens in a group, E experts, C
-capacity, Z = E*C slots, M model, H hidden.
+capacity, Z = E*C slots, K experts chosen for a token, M model, H hidden.
 """
 
 from lingvo.core import py_utils
 import tensorflow as tf
 
+from gshard_tf import xla_sharding
 from gshard_tf.layers import dispatch
-from gshard_tf.layers import gating
 from gshard_tf.layers import randomness
+from gshard_tf.layers import router
 from gshard_tf.layers import weights
 from gshard_tf.xla_sharding import annotate
 
@@ -19,10 +20,38 @@ _DISPATCH = {
 }
 
 
-class MoE(weights.Layer):
-  """E feed-forward layers, of which every token visits two.
+def check_groups(num_groups: int, tokens: int, of: str = '') -> int:
+  """The number of groups that tokens are routed in.
 
-  `FProp` has the signature of `feed_forward.FeedForward`.
+  Args:
+    num_groups: as the Params say.
+    tokens: tokens of a batch; where they are fewer than `num_groups`, each is a
+      group of its own.
+    of: whose tokens, for the message.
+
+  Returns:
+    G.
+
+  Raises:
+    ParamsError: the tokens do not split into groups of equal size.
+  """
+  if num_groups < 1:
+    raise weights.ParamsError(f'num_groups is {num_groups}; routing needs 1 at least')
+  groups = min(num_groups, tokens)
+  if tokens % groups:
+    raise weights.ParamsError(f'{tokens} tokens{of} do not split into {groups} groups; set '
+                              f'num_groups to a divisor of {tokens}')
+  return groups
+
+
+class MoE(weights.Layer):
+  """E feed-forward layers, of which every token visits those that the router says.
+
+  `FProp` has the signature of `feed_forward.FeedForward`. Fine-grained experts
+  (DeepSeekMoE, 2401.06066, section 3.1) are more experts of a smaller
+  `hidden_dim` with a larger k of the router; its shared experts (section 3.2)
+  are the layer `shared`, beside the routed ones: one feed-forward as wide as all
+  of them together.
   """
 
   @classmethod
@@ -32,12 +61,10 @@ class MoE(weights.Layer):
     p.Define('hidden_dim', 0, 'H of one expert.')
     p.Define('num_experts', 0, 'E.')
     p.Define('num_groups', 1, 'G: tokens are routed within groups of equal size.')
-    p.Define('capacity_factor', 2., 'Places over all experts for each token, in training.')
-    p.Define('eval_capacity_factor', None,
-             'The same at evaluation and decoding. None: room for every token, so '
-             'that the result for a sentence does not depend on its neighbours.')
-    p.Define('min_capacity', 4, 'The least C in training.')
-    p.Define('second_expert', 'random', 'In training: random, or all.')
+    p.Define('router', router.Top2Router.Params(), 'Params of the router, see router.py; '
+             'model_dim and num_experts are set here.')
+    p.Define('shared', None, 'Params of a FeedForward that every token visits besides; model_dim '
+             'is set here.')
     p.Define('dispatch', 'gather', f'One of {", ".join(_DISPATCH)}.')
     p.Define('dropout', 0., 'Probability that a hidden unit is dropped in training.')
     return p
@@ -45,80 +72,57 @@ class MoE(weights.Layer):
   def __init__(self, params):
     super().__init__(params)
     p = self.params
-    for name, choices in (('second_expert', ('random', 'all')), ('dispatch', tuple(_DISPATCH))):
-      if p.Get(name) not in choices:
-        raise ValueError(f'{self.path}: {name} is {p.Get(name)!r}; choose one of {", ".join(choices)}')
-    if p.num_experts < 2:
-      raise ValueError(f'{self.path}: num_experts is {p.num_experts}; top-2 gating needs 2 at least')
-    if p.num_groups < 1:
-      raise ValueError(f'{self.path}: num_groups is {p.num_groups}; routing needs 1 at least')
-    if p.capacity_factor <= 0:
-      raise ValueError(f'{self.path}: capacity_factor is {p.capacity_factor}; it must be positive')
-    self.CreateWeight('wg', 'me', (p.model_dim, p.num_experts),
-                      weights.Init.fan_in(p.model_dim))
+    self._Require(p.dispatch in _DISPATCH, f'dispatch is {p.dispatch!r}; choose one of '
+                  f'{", ".join(_DISPATCH)}')
+    check_groups(p.num_groups, tokens=1)
+    _check_mesh(self.path, p.num_experts)
+    self.CreateChild('router', p.router.Copy().Set(
+        model_dim=p.model_dim, num_experts=p.num_experts))
+    if p.shared is not None:
+      self.CreateChild('shared', p.shared.Copy().Set(model_dim=p.model_dim))
     self.CreateWeight('wi', 'emh', (p.num_experts, p.model_dim, p.hidden_dim),
                       weights.Init.fan_in(p.model_dim, gain=2.))
     self.CreateWeight('wo', 'ehm', (p.num_experts, p.hidden_dim, p.model_dim),
                       weights.Init.fan_in(p.hidden_dim))
 
-  def FProp(self, theta, x, paddings):
+  def FProp(self, theta, x, paddings, ids=None):
     """Computes the layer.
 
     Args:
-      theta: weights; wg [M, E], wi [E, M, H], wo [E, H, M].
+      theta: weights; wi [E, M, H], wo [E, H, M], and those of the children.
       x: [B, L, M].
-      paddings: [B, L]; 1 at padding, which no expert sees.
+      paddings: [B, L]; 1 at padding, which no routed expert sees.
+      ids: int32 [B, L], the tokens' ids in the vocabulary, for routers by id.
 
     Returns:
-      A NestedMap with y [B, L, M], aux_loss float32 [], and metrics: a
-      NestedMap with dropped, float32 [], the share of the tokens' choices that
-      found no place.
+      A NestedMap with y [B, L, M]; aux_loss float32 [], the router's losses
+      weighted; metrics, a NestedMap of float32 []: dropped, the share of the
+      tokens' choices that found no place, and each loss, not weighted; and
+      updates, a NestedMap with new values of those weights in `theta` that no
+      gradient changes, empty at evaluation.
 
     Raises:
-      ValueError: B * L tokens do not split into G groups.
+      ParamsError: B * L tokens do not split into G groups.
     """
     p = self.params
-    groups = self._num_groups(x.shape[0] * x.shape[1])
+    groups = check_groups(p.num_groups, x.shape[0] * x.shape[1], f' of {self.path}')
+    in_groups = lambda a: annotate(tf.reshape(a, [groups, -1]), 'gs')
     tokens = annotate(tf.reshape(x, [groups, -1, p.model_dim]), 'gsm')
-    nonpadding = 1. - tf.reshape(tf.cast(paddings, tf.float32), [groups, -1])
-    routing = self._route(theta, tokens, nonpadding)
+    routing = self.router.FProp(
+        theta.router, tokens, in_groups(1. - tf.cast(paddings, tf.float32)),
+        None if ids is None else in_groups(ids))
 
     dispatch_fn, combine_fn = _DISPATCH[p.dispatch]
     xe = annotate(dispatch_fn(tokens, routing), 'gzm')
     ye = self._experts(theta, xe, routing.capacity)
     y = annotate(combine_fn(ye, routing), 'gsm')
 
-    wanted = tf.reduce_sum(nonpadding) * routing.slot.shape[2]
-    kept = tf.reduce_sum(tf.cast(routing.slot >= 0, tf.float32))
+    y = annotate(tf.reshape(y, x.shape), 'blm')
+    if p.shared is not None:
+      y += self.shared.FProp(theta.shared, x, paddings).y
     return py_utils.NestedMap(
-        y=annotate(tf.reshape(y, x.shape), 'blm'),
-        aux_loss=routing.aux_loss,
-        metrics=py_utils.NestedMap(dropped=1. - kept / tf.maximum(wanted, 1.)))
-
-  def _num_groups(self, tokens):
-    groups = min(self.params.num_groups, tokens)
-    if tokens % groups:
-      raise ValueError(
-          f'{self.path}: {tokens} tokens do not split into {groups} groups; set '
-          f'num_groups to a divisor of {tokens}')
-    return groups
-
-  def _route(self, theta, tokens, nonpadding):
-    """tokens [G, S, M], nonpadding [G, S] -> Routing."""
-    p = self.params
-    groups, size, _ = tokens.shape
-    # Gating in float32 whatever the activations are (2101.03961, section 2.4).
-    logits = tf.einsum('gsm,me->gse', tf.cast(tokens, tf.float32),
-                       tf.cast(theta.wg, tf.float32))
-    factor = p.eval_capacity_factor if self.do_eval else p.capacity_factor
-    capacity = size if factor is None else gating.expert_capacity(
-        size, p.num_experts, factor, p.min_capacity)
-    uniform = None
-    if p.second_expert == 'random' and not self.do_eval:
-      uniform = randomness.uniform(self, [groups, size], 'gs')
-    routing = gating.top2(annotate(logits, 'gse'), nonpadding, capacity, uniform)
-    return routing._replace(slot=annotate(routing.slot, 'gsk'),
-                            gate=annotate(routing.gate, 'gsk'))
+        y=y, aux_loss=self.router.AuxLoss(routing), metrics=_metrics(routing),
+        updates=py_utils.NestedMap(router=self.router.Updates(theta.router, routing)))
 
   def _experts(self, theta, xe, capacity):
     """Each expert on its own slots: [G, Z, M] -> [G, Z, M].
@@ -134,3 +138,21 @@ class MoE(weights.Layer):
     ye = annotate(tf.einsum('egch,ehm->egcm', h, theta.wo), 'egcm')
     ye = annotate(tf.transpose(ye, [1, 0, 2, 3]), 'gecm')
     return annotate(tf.reshape(ye, [groups, slots, dim]), 'gzm')
+
+
+def _check_mesh(path, num_experts):
+  """Raises ParamsError where the mesh in force does not divide the experts."""
+  mesh, table = xla_sharding.current()
+  parts = 1 if mesh is None else mesh.partitions(table['emh'][0])
+  if num_experts % parts:
+    raise weights.ParamsError(
+        f'{path}: {num_experts} experts do not split over {parts} devices; set num_experts to a '
+        f'multiple of {parts}, or choose a mesh whose expert axis divides {num_experts}')
+
+
+def _metrics(routing):
+  """routing -> NestedMap of float32 []."""
+  wanted = tf.reduce_sum(tf.cast(routing.expert >= 0, tf.float32))
+  kept = tf.reduce_sum(tf.cast(routing.slot >= 0, tf.float32))
+  losses = {f'{name}_loss': loss for name, loss in routing.losses.items()}
+  return py_utils.NestedMap(dropped=1. - kept / tf.maximum(wanted, 1.), **losses)

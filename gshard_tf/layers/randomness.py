@@ -10,6 +10,8 @@ the step of the demo model), where a hash is a few integer operations inside the
 multiplication by the mask, and any device computes its own shard alone.
 """
 
+import math
+
 from lingvo.core import base_layer
 from lingvo.core import py_utils
 import tensorflow as tf
@@ -32,6 +34,22 @@ def uniform(layer: base_layer.BaseLayer, shape, letters: str) -> tf.Tensor:
   """
   key = tf.cast(py_utils.GenerateStepSeedPair(layer.params), tf.uint32)
   return xla_sharding.annotate(uniform_hash(key, shape), letters)
+
+
+def normal(layer: base_layer.BaseLayer, shape, letters: str) -> tf.Tensor:
+  """As `uniform`, from the standard normal distribution."""
+  return to_normal(uniform(layer, shape, letters))
+
+
+def to_normal(x: tf.Tensor) -> tf.Tensor:
+  """Uniform numbers of `uniform` to standard normal ones."""
+  # By the inverse of the distribution function; half a step off 0, where it is infinite.
+  return math.sqrt(2.) * tf.math.erfinv(2. * x - (1. - 2.**-24))
+
+
+def hash_bits(x: tf.Tensor, seed: int) -> tf.Tensor:
+  """Hashes integers: uint32 of any shape to uint32, a different bijection for each seed."""
+  return _mix(_mix(x ^ tf.constant(seed, tf.uint32)) + tf.constant(_GOLDEN, tf.uint32))
 
 
 def uniform_hash(key: tf.Tensor, shape) -> tf.Tensor:

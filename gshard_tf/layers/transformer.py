@@ -77,11 +77,13 @@ class TransformerBlock(weights.Layer):
     Args:
       theta: weights.
       x: [B, L, M].
-      context: a NestedMap with paddings [B, L], self_mask bool [B, L, L], and
-        for a decoder encoded [B, T, M] and cross_mask bool [B, L, T].
+      context: a NestedMap with paddings [B, L], ids int32 [B, L] (of the tokens
+        in the vocabulary), self_mask bool [B, L, L], and for a decoder encoded
+        [B, T, M] and cross_mask bool [B, L, T].
 
     Returns:
-      A NestedMap with y [B, L, M], aux_loss float32 [] and metrics.
+      A NestedMap with y [B, L, M], aux_loss float32 [], metrics and updates, see
+      MoE.FProp.
     """
     p = self.params
     normed = self.self_attention_norm.FProp(theta.self_attention_norm, x)
@@ -91,7 +93,7 @@ class TransformerBlock(weights.Layer):
       normed = self.cross_attention_norm.FProp(theta.cross_attention_norm, x)
       x = self._Add(x, self.cross_attention.FProp(
           theta.cross_attention, normed, context.encoded, context.cross_mask))
-    return self._FeedForward(theta, x, context.paddings)
+    return self._FeedForward(theta, x, context.paddings, context.ids)
 
   def ExtendStep(self, theta, x, cache, t, context):
     """Computes the block for one new position of a decoder.
@@ -101,8 +103,8 @@ class TransformerBlock(weights.Layer):
       x: [B, 1, M].
       cache: keys and values of earlier positions, see MultiHeadAttention.
       t: int32 [], the new position.
-      context: a NestedMap with cross, the encoder's keys and values for this
-        block, and cross_mask bool [B, 1, T].
+      context: a NestedMap with ids int32 [B, 1], cross, the encoder's keys and
+        values for this block, and cross_mask bool [B, 1, T].
 
     Returns:
       [B, 1, M] and the new cache.
@@ -113,12 +115,13 @@ class TransformerBlock(weights.Layer):
     normed = self.cross_attention_norm.FProp(theta.cross_attention_norm, x)
     x += self.cross_attention.Query(
         theta.cross_attention, normed, context.cross, context.cross_mask)
-    return self._FeedForward(theta, x, tf.zeros(x.shape[:2])).y, cache
+    return self._FeedForward(theta, x, tf.zeros(x.shape[:2]), context.ids).y, cache
 
-  def _FeedForward(self, theta, x, paddings):
+  def _FeedForward(self, theta, x, paddings, ids):
     normed = self.feed_forward_norm.FProp(theta.feed_forward_norm, x)
-    out = self.feed_forward.FProp(theta.feed_forward, normed, paddings)
+    out = self.feed_forward.FProp(theta.feed_forward, normed, paddings, ids)
     out.y = self._Add(x, out.y)
+    out.updates = py_utils.NestedMap(feed_forward=out.updates)
     return out
 
   def _Add(self, x, branch):
@@ -176,7 +179,8 @@ class Stack(weights.Layer):
     Returns:
       A NestedMap with y [B, L, M]; aux_loss float32 [], the mean over the blocks
       that have one (2006.16668, section 2.2, has one loss for each MoE layer);
-      and metrics, a dict from the block's number to its metrics.
+      metrics, a dict from the block's number to its metrics; and updates, a
+      NestedMap that is a part of `theta`.
     """
     seed, run = py_utils.GetStepSeed(), _Run(self, context)
     if len(theta.blocks) < len(self.blocks):
@@ -188,7 +192,8 @@ class Stack(weights.Layer):
     return py_utils.NestedMap(
         y=self.norm.FProp(theta.norm, x),
         aux_loss=tf.add_n(aux) / len(aux) if aux else tf.zeros([]),
-        metrics={i: r.metrics for i, r in enumerate(results) if r.metrics})
+        metrics={i: r.metrics for i, r in enumerate(results) if r.metrics},
+        updates=py_utils.NestedMap(blocks=self._Updates(theta, results)))
 
   def KeysAndValues(self, theta, encoded):
     """The cross attention's keys and values of every block of a decoder.
@@ -203,7 +208,7 @@ class Stack(weights.Layer):
     return [py_utils.NestedMap(zip('kv', block.cross_attention.KeysAndValues(
         t.cross_attention, encoded))) for block, t in zip(self.blocks, self._OneByOne(theta))]
 
-  def ExtendStep(self, theta, x, caches, t, cross, cross_mask):
+  def ExtendStep(self, theta, x, caches, t, cross, cross_mask, ids):
     """Computes the stack for one new position of a decoder.
 
     Args:
@@ -213,16 +218,25 @@ class Stack(weights.Layer):
       t: int32 [], the new position.
       cross: for each block the encoder's keys and values.
       cross_mask: bool [B, 1, T].
+      ids: int32 [B, 1], the tokens at position t.
 
     Returns:
       [B, 1, M] and the new caches.
     """
     new = []
     for block, block_theta, cache, kv in zip(self.blocks, self._OneByOne(theta), caches, cross):
-      context = py_utils.NestedMap(cross=kv, cross_mask=cross_mask)
+      context = py_utils.NestedMap(cross=kv, cross_mask=cross_mask, ids=ids)
       x, cache = block.ExtendStep(block_theta, x, cache, t, context)
       new.append(cache)
     return self.norm.FProp(theta.norm, x), new
+
+  def _Updates(self, theta, results):
+    """The updates of the blocks, stacked where `theta` is."""
+    updates, own = [r.updates for r in results], len(theta.blocks)
+    if own == len(updates):
+      return updates
+    return [updates[i].Pack([tf.stack(u) for u in zip(*(u.Flatten() for u in updates[i::own]))])
+            for i in range(own)]
 
   def _OneByOne(self, theta):
     """For each block its own weights, also where they are stacked."""

@@ -21,6 +21,10 @@ from gshard_tf import xla_sharding
 from gshard_tf.layers import randomness
 
 
+class ParamsError(ValueError):
+  """Params of a layer that contradict each other or what the layer is given."""
+
+
 class Init(NamedTuple):
   """Initial values: a normal distribution, or a constant where `stddev` is 0."""
   mean: float
@@ -48,12 +52,14 @@ class WeightSpec(NamedTuple):
     init: its initial values.
     layers: of a stacked weight the paths of the layers' own weights, in order;
       empty otherwise.
+    trainable: whether gradients change it; if not, the steps' `updates` do.
   """
   path: str
   shape: tuple[int, ...]
   letters: str
   init: Init
   layers: tuple[str, ...] = ()
+  trainable: bool = True
 
   def axes(self, partitioning: xla_sharding.Partitioning) -> xla_sharding.DimsMapping:
     """The mesh axes of each dimension; layers are not spread over devices."""
@@ -95,9 +101,7 @@ def initial_value(spec: WeightSpec, seed, dtype=tf.float32) -> tf.Tensor:
 @tf.function(autograph=False)  # traced once for each shape, not for each weight
 def _normal(key, shape):
   """Standard normal numbers from the hash of a key and of each element's index."""
-  uniform = randomness.uniform_hash(key, (1, *shape))[0]
-  # By the inverse of the distribution function; half a step off 0, where it is infinite.
-  return math.sqrt(2.) * tf.math.erfinv(2. * uniform - (1. - 2.**-24))
+  return randomness.to_normal(randomness.uniform_hash(key, (1, *shape))[0])
 
 
 class _Initializer:
@@ -129,7 +133,8 @@ class Layer(base_layer.BaseLayer):
           and 'theta' in inspect.signature(method).parameters):
         setattr(cls, name, _in_scope_of_layer(method))
 
-  def CreateWeight(self, name: str, letters: str, shape: Sequence[int], init: Init):
+  def CreateWeight(self, name: str, letters: str, shape: Sequence[int], init: Init,
+                   trainable: bool = True):
     """Declares the weight `name` of this layer.
 
     Args:
@@ -137,17 +142,20 @@ class Layer(base_layer.BaseLayer):
       letters: one letter for each dimension, a key of the sharding table.
       shape: its global shape.
       init: its initial values.
+      trainable: whether gradients change it; if not, the layer's `FProp` hands
+        out new values as `updates`.
 
     Raises:
-      ValueError: `letters` and `shape` differ in length, or a size is not set.
+      ParamsError: `letters` and `shape` differ in length, or a size is not set.
     """
     if min(shape) < 1:
-      raise ValueError(f'weight {self.path}.{name} of shape {tuple(shape)}: set '
-                       'every size in the Params of the layer to 1 at least')
+      raise ParamsError(f'weight {self.path}.{name} of shape {tuple(shape)}: set '
+                        'every size in the Params of the layer to 1 at least')
     if len(letters) != len(shape):
-      raise ValueError(f'weight {self.path}.{name}: {len(letters)} letters '
-                       f'{letters!r} for shape {tuple(shape)}')
-    spec = WeightSpec(self._path_in_task() + name, tuple(shape), letters, init)
+      raise ParamsError(f'weight {self.path}.{name}: {len(letters)} letters '
+                        f'{letters!r} for shape {tuple(shape)}')
+    path = self._path_in_task() + name
+    spec = WeightSpec(path, tuple(shape), letters, init, trainable=trainable)
     self.__dict__.setdefault('_weight_specs', {})[name] = spec
     sharding = {}
     here = xla_sharding.current()
@@ -159,11 +167,17 @@ class Layer(base_layer.BaseLayer):
     self.CreateVariable(name, py_utils.WeightParams(
         shape=list(shape), dtype=self.params.dtype,
         init=py_utils.WeightInit.CustomVarInit(
-            _Initializer(spec, self.params.random_seed or 0)), **sharding))
+            _Initializer(spec, self.params.random_seed or 0)), **sharding), trainable=trainable)
 
   def StackedSpecs(self, specs: py_utils.NestedMap) -> py_utils.NestedMap:
     """The specs of this layer as its `theta` has them; a layer may stack some."""
     return specs
+
+
+  def _Require(self, holds: bool, otherwise: str):
+    """Raises ParamsError, of this layer, with the message `otherwise`."""
+    if not holds:
+      raise ParamsError(f'{self.path}: {otherwise}')
 
   def _path_in_task(self):
     """This layer's path, with a dot at the end, from the task it is part of."""
@@ -208,10 +222,8 @@ def weight_specs(layer: base_layer.BaseLayer) -> py_utils.NestedMap:
     raise ValueError(f'{layer.path} has variables without letters and initial '
                      f'values: {sorted(undeclared)}; declare them by CreateWeight')
   for name, child in layer.children.items():
-    below = ([weight_specs(c) for c in child] if isinstance(child, (list, tuple))
-             else weight_specs(child))
-    if flatten(below):
-      specs[name] = below
+    specs[name] = ([weight_specs(c) for c in child] if isinstance(child, (list, tuple))
+                   else weight_specs(child))
   return layer.StackedSpecs(specs) if isinstance(layer, Layer) else specs
 
 
@@ -226,18 +238,17 @@ def stack_specs(name: str, layers: list) -> py_utils.NestedMap:
     A NestedMap like those of the layers, of stacked weights.
 
   Raises:
-    ValueError: the layers differ.
+    ParamsError: the layers differ.
   """
   def stack(*specs):
-    shapes = {(s.shape, s.letters, s.init) for s in specs}
+    shapes = {(s.shape, s.letters, s.init, s.trainable) for s in specs}
     if len(shapes) > 1:
-      raise ValueError(f'{specs[0].path} and {specs[1].path} are to be one stacked weight and '
+      raise ParamsError(f'{specs[0].path} and {specs[1].path} are to be one stacked weight and '
                        f'differ: {sorted(map(str, shapes))}')
-    first = specs[0]
     parts = [s.path.split('.') for s in specs]
     path = [column[0] if len(set(column)) == 1 else name for column in zip(*parts)]
-    return first._replace(path='.'.join(path), shape=(len(specs), *first.shape),
-                          layers=tuple(s.path for s in specs))
+    return specs[0]._replace(path='.'.join(path), shape=(len(specs), *specs[0].shape),
+                             layers=tuple(s.path for s in specs))
 
   def walk(*nodes):
     if isinstance(nodes[0], WeightSpec):
@@ -264,6 +275,15 @@ def pack(specs, theta):
   if isinstance(specs, list):
     return [pack(s, theta) for s in specs]
   return py_utils.NestedMap({name: pack(s, theta) for name, s in specs.items()})
+
+
+def pairs(tree, part):
+  """Yields each leaf of `part` after the leaf of `tree` in its place; NestedMaps and lists."""
+  if isinstance(part, (dict, list)):
+    for key in part if isinstance(part, dict) else range(len(part)):
+      yield from pairs(tree[key], part[key])
+  else:
+    yield tree, part
 
 
 def flatten(specs) -> list[WeightSpec]:

@@ -13,6 +13,7 @@ from gshard_tf import xla_sharding
 from gshard_tf.layers import embedding
 from gshard_tf.layers import randomness
 from gshard_tf.layers import transformer
+from gshard_tf.layers import weights
 
 
 class TranslationModel(base_model.BaseTask):
@@ -27,8 +28,6 @@ class TranslationModel(base_model.BaseTask):
     p.encoder = transformer.Stack.Params()
     p.decoder = transformer.Stack.Params()
     p.Define('label_smoothing', 0.1, 'Share of the target spread over the vocabulary.')
-    p.Define('aux_loss_weight', 0.01,
-             'Weight of the load-balancing loss (2006.16668, section 2.2).')
     p.Define('dropout', 0., 'Probability that an element of an embedding is dropped.')
     p.Define('decode_rows', 0, 'Rows of one decoding step: sentences times beam.')
     p.Define('sharding_table', {}, 'Einsum letters to mesh axes, see xla_sharding.')
@@ -42,6 +41,7 @@ class TranslationModel(base_model.BaseTask):
   def __init__(self, params):
     super().__init__(params)
     p = self.params
+    self._updates = py_utils.NestedMap()  # of the latest ComputePredictions
     self.CreateChild('source_embedding', p.source_embedding)
     self.CreateChild('target_embedding', p.target_embedding)
     self.CreateChild('encoder', p.encoder)
@@ -56,26 +56,30 @@ class TranslationModel(base_model.BaseTask):
         tgt.ids and tgt.segment_ids int32 [B, L].
 
     Returns:
-      A NestedMap with logits [B, L, V], aux_loss float32 [] and metrics, a flat
-      dict of float32 scalars.
+      A NestedMap with logits [B, L, V]; aux_loss float32 [], the routers' losses
+      weighted, a mean over layers; metrics, a flat dict of float32 scalars; and
+      updates, a NestedMap that is a part of `theta`, of new values of weights
+      that no gradient changes.
     """
     batch = _annotate_batch(input_batch)
     src, tgt = batch.src, batch.tgt
     encoded = self._Encode(theta, src)
     x = self._Embed(self.target_embedding, theta.target_embedding, tgt.ids)
     context = py_utils.NestedMap(
-        paddings=_paddings(tgt.segment_ids),
+        paddings=_paddings(tgt.segment_ids), ids=tgt.ids,
         self_mask=_same_segment(tgt.segment_ids, tgt.segment_ids),
         encoded=encoded.y,
         cross_mask=_same_segment(tgt.segment_ids, src.segment_ids))
     decoded = self.decoder.FProp(theta.decoder, x, context)
+    self._updates = py_utils.NestedMap(encoder=encoded.updates, decoder=decoded.updates)
     return py_utils.NestedMap(
         logits=self.target_embedding.Logits(theta.target_embedding, decoded.y),
         aux_loss=(encoded.aux_loss + decoded.aux_loss) / 2.,
         metrics={f'{stack}_{i}/{name}': value
                  for stack, out in (('encoder', encoded), ('decoder', decoded))
                  for i, metrics in out.metrics.items()
-                 for name, value in metrics.FlattenItems()})
+                 for name, value in metrics.FlattenItems()},
+        updates=self._updates)
 
   def ComputeLoss(self, theta, predictions, input_batch):
     """Computes the loss.
@@ -97,13 +101,18 @@ class TranslationModel(base_model.BaseTask):
     tokens = tf.reduce_sum(weight)
     smoothed, nll = embedding.cross_entropy(predictions.logits, tgt.labels, p.label_smoothing)
     mean = lambda x: tf.reduce_sum(x * weight) / tf.maximum(tokens, 1.)
-    loss = mean(smoothed) + p.aux_loss_weight * predictions.aux_loss
+    loss = mean(smoothed) + predictions.aux_loss
     metrics = py_utils.NestedMap(
         loss=(loss, tokens), nll=(mean(nll), tokens),
         aux_loss=(predictions.aux_loss, tf.ones([])))
     for name, value in predictions.metrics.items():
       metrics[name] = (value, tf.ones([]))
     return metrics, py_utils.NestedMap()
+
+  def PostTrainingStepUpdate(self):
+    """Assigns the updates of the step to the variables; Lingvo's trainers call it."""
+    return tf.group(super().PostTrainingStepUpdate(), *(
+        variable.assign(value) for variable, value in weights.pairs(self.vars, self._updates)))
 
   def Encode(self, theta, ids):
     """Encodes sentences, one in a row, for decoding.
@@ -146,14 +155,14 @@ class TranslationModel(base_model.BaseTask):
     """
     x = self._Embed(self.target_embedding, theta.target_embedding, ids[:, None])
     y, caches = self.decoder.ExtendStep(
-        theta.decoder, x, caches, t, source.cross, source.mask[:, None])
+        theta.decoder, x, caches, t, source.cross, source.mask[:, None], ids[:, None])
     logits = self.target_embedding.Logits(theta.target_embedding, y)
     return logits[:, 0], caches
 
   def _Encode(self, theta, src):
     x = self._Embed(self.source_embedding, theta.source_embedding, src.ids)
     return self.encoder.FProp(theta.encoder, x, py_utils.NestedMap(
-        paddings=_paddings(src.segment_ids),
+        paddings=_paddings(src.segment_ids), ids=src.ids,
         self_mask=_same_segment(src.segment_ids, src.segment_ids)))
 
   def _Embed(self, layer, theta, ids):

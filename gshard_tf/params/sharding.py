@@ -15,6 +15,7 @@ MESH_AXES = (_EXPERT, _MODEL)
 GSHARD = {
     # weights
     'm': (None,),
+    'e': (None,),
     'vm': (_MODEL, None),
     'vm_lookup': (None, None),
     'mnk': (None, _MODEL, None),
@@ -49,3 +50,14 @@ SPLIT_VOCABULARY = GSHARD | {
     'vm': ((_EXPERT, _MODEL), None),
     'blv': (None, None, (_EXPERT, _MODEL)),
 }
+
+# Devices are all alike along both axes: rows, groups and experts lie along both,
+# and the dense weights, which GSHARD keeps whole on every device, are stored in
+# parts along `model` and brought together where they are used (1910.02054,
+# section 5.3). For models whose dense weights outgrow a device.
+_BOTH = (_EXPERT, _MODEL)
+SPLIT_WEIGHTS = {
+    letters: tuple(_BOTH if axis == _EXPERT else None for axis in axes)
+    for letters, axes in GSHARD.items()} | {
+        'vm': (_MODEL, None), 'mnk': (_MODEL, None, None), 'nkm': (None, None, _MODEL),
+        'mh': (_MODEL, None), 'hm': (None, _MODEL), 'me': (_MODEL, None)}

@@ -15,6 +15,7 @@ from gshard_tf.input import generator
 from gshard_tf.layers import attention
 from gshard_tf.layers import feed_forward
 from gshard_tf.layers import moe
+from gshard_tf.layers import router
 from gshard_tf.layers import transformer
 from gshard_tf.models import translation
 from gshard_tf.params import sharding
@@ -75,6 +76,7 @@ class Translation(base_model_params.SingleTaskModelParams):
     return self._Input('test')
 
   def Task(self):
+    self._CheckGroups()
     p = translation.TranslationModel.Params().Set(
         name='translation', random_seed=self.SEED, dropout=self.DROPOUT,
         label_smoothing=self.LABEL_SMOOTHING, sharding_table=self.SHARDING,
@@ -108,8 +110,22 @@ class Translation(base_model_params.SingleTaskModelParams):
       return self.DenseFeedForward()
     return moe.MoE.Params().Set(
         model_dim=self.MODEL_DIM, hidden_dim=self.HIDDEN_DIM, dropout=self.DROPOUT,
-        num_experts=self.NUM_EXPERTS, num_groups=self.NUM_GROUPS,
+        num_experts=self.NUM_EXPERTS, num_groups=self.NUM_GROUPS, router=self.Router())
+
+  def Router(self):
+    """Params of the routers of the sparse feed-forwards."""
+    return router.Top2Router.Params().Set(
         capacity_factor=self.CAPACITY_FACTOR, second_expert=self.SECOND_EXPERT)
+
+  def _CheckGroups(self):
+    """Raises ParamsError where tokens do not split into groups."""
+    if not self.NUM_EXPERTS:
+      return
+    for tokens, of in ((self.ROWS * self.SOURCE_LENGTH, 'the source side of a batch'),
+                       (self.ROWS * self.TARGET_LENGTH, 'the target side of a batch'),
+                       (self.DECODE_ROWS * self.SOURCE_LENGTH, 'sentences to decode'),
+                       (self.DECODE_ROWS, 'a decoding step')):
+      moe.check_groups(self.NUM_GROUPS, tokens, f' of {of}')
 
   def _Block(self, sparse, decoder):
     p = transformer.TransformerBlock.Params().Set(

@@ -20,6 +20,7 @@ from gshard_tf.runtime import buffers as buffers_lib
 from gshard_tf.runtime import collectives as collectives_lib
 from gshard_tf.runtime import estimate
 from gshard_tf.runtime import hlo
+from gshard_tf.runtime import mesh as mesh_lib
 from gshard_tf.runtime import program as program_lib
 from gshard_tf.runtime import topologies
 
@@ -84,20 +85,6 @@ def prepare():
   jax.config.update('jax_platforms', 'cpu')
 
 
-def automatic_sizes(cores: int, num_axes: int, last: int) -> tuple[int, ...]:
-  """Sizes of mesh axes where only the number of cores is given.
-
-  Args:
-    cores: in all.
-    num_axes: how many axes.
-    last: size of the last of several; the first takes the rest.
-
-  Returns:
-    As many sizes; their product is `cores` if `last` divides it.
-  """
-  return (cores // last, *(1,) * (num_axes - 2), last) if num_axes > 1 else (cores,)
-
-
 def topology_mesh(topology: str, sizes: tuple[int, ...] | None, axis_names,
                   last: int = 1) -> jax.sharding.Mesh:
   """A mesh over the cores of a topology.
@@ -105,10 +92,9 @@ def topology_mesh(topology: str, sizes: tuple[int, ...] | None, axis_names,
   Args:
     topology: such as `v3:32x32`, see `topologies.find`; a v2 or v3 chip has two
       cores.
-    sizes: sizes of the mesh axes; None lays the cores along the first, and as
-      many as `last` says along the last.
+    sizes: sizes of the mesh axes; None for those of `mesh.automatic`.
     axis_names: names of the mesh axes.
-    last: size of the last axis where `sizes` is None.
+    last: see `mesh.automatic`.
 
   Returns:
     The mesh.
@@ -116,6 +102,7 @@ def topology_mesh(topology: str, sizes: tuple[int, ...] | None, axis_names,
   Raises:
     TopologyError: libtpu knows no such topology, or it has not as many cores as
       the mesh.
+    mesh_lib.MeshError: `last` does not divide the cores.
   """
   try:
     devices = jax_topologies.get_topology_desc(topology, platform='tpu').devices
@@ -123,7 +110,7 @@ def topology_mesh(topology: str, sizes: tuple[int, ...] | None, axis_names,
     reason = str(error).splitlines()[0]
     raise TopologyError(f'--topology={topology}: libtpu cannot describe it ({reason}); '
                         'give one such as v3:32x32 or v4:4x4x4') from error
-  sizes = sizes or automatic_sizes(len(devices), len(axis_names), last)
+  sizes = sizes or mesh_lib.automatic(len(devices), len(axis_names), last)
   if int(np.prod(sizes)) != len(devices):
     raise TopologyError(f'a mesh of {"x".join(map(str, sizes))} on the {len(devices)} cores of '
                         f'{topology}; choose sizes whose product is {len(devices)}')

@@ -111,7 +111,8 @@ def train(program: program_lib.Program, data: Data, logdir: str, *, max_steps: i
     ResumeError: the checkpoint is of another seed.
     FloatingPointError: the loss is not finite.
   """
-  saved = checkpoint.Checkpoints(os.path.join(logdir, 'checkpoints'))
+  saved = checkpoint.Checkpoints(
+      os.path.join(logdir, 'checkpoints'), program.artifact.weights)
   resumed_from = saved.latest_step()
   if resumed_from is None:
     state, position = program.init(np.int32(seed)), 0

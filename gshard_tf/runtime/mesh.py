@@ -50,12 +50,34 @@ def set_platform(sizes: tuple[int, ...] | None):
     jax.config.update('jax_num_cpu_devices', math.prod(sizes))
 
 
-def make(sizes: tuple[int, ...] | None, axis_names: Sequence[str]) -> jax.sharding.Mesh:
+def automatic(devices: int, num_axes: int, last: int = 1) -> tuple[int, ...]:
+  """Sizes of the axes where only the number of devices is known.
+
+  Args:
+    devices: how many.
+    num_axes: axes of the mesh.
+    last: size of the last axis; the first has the rest, others have 1.
+
+  Returns:
+    The sizes.
+
+  Raises:
+    MeshError: `last` does not divide the devices.
+  """
+  if devices % last:
+    raise MeshError(f'{devices} devices do not split into a last mesh axis of {last}, which the '
+                    f'model asks for; give --mesh, or a multiple of {last} devices')
+  return (devices // last,) + (1,) * (num_axes - 2) + (last,) if num_axes > 1 else (devices,)
+
+
+def make(sizes: tuple[int, ...] | None, axis_names: Sequence[str],
+         last: int = 1) -> jax.sharding.Mesh:
   """A mesh of the devices there are.
 
   Args:
-    sizes: sizes of the axes; None lays all devices along the first.
+    sizes: sizes of the axes; None for those of `automatic`.
     axis_names: names of the axes.
+    last: see `automatic`.
 
   Returns:
     The mesh.
@@ -66,7 +88,7 @@ def make(sizes: tuple[int, ...] | None, axis_names: Sequence[str]) -> jax.shardi
   with quiet.libraries():
     devices = jax.devices()
   if sizes is None:
-    sizes = (len(devices),) + (1,) * (len(axis_names) - 1)
+    sizes = automatic(len(devices), len(axis_names), last)
   need = math.prod(sizes)
   if need > len(devices):
     raise MeshError(f'a mesh of {"x".join(map(str, sizes))} needs {need} devices; '

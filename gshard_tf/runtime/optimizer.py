@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gshard_tf import artifact as artifact_lib
+
 
 def learning_rate(settings: dict):
   """Linear warm-up to the peak, then inverse square root of the step.
@@ -23,70 +25,82 @@ def learning_rate(settings: dict):
   return schedule
 
 
-def adafactor(settings: dict) -> optax.GradientTransformation:
+def adafactor(settings: dict, weights: list[artifact_lib.Weight]) -> optax.GradientTransformation:
   """Adafactor (1804.04235) with the settings of 2006.16668, appendix A.2.
 
   Factored second moments, bias-corrected decay beta2, updates clipped by their
   root mean square and scaled by that of the weight; no first moment. Lingvo's
-  XLAShardingAdafactor computes the same.
+  XLAShardingAdafactor computes the same. Each layer of a stacked weight counts
+  as a weight. The moments of experts are factored expert by expert: optax would
+  factor over the two largest dimensions, and with more experts than M keep
+  moments of [M, H] that are of no expert and whole on every device.
 
   Args:
     settings: beta2, clipping_threshold, min_dim_size_to_factor, and those of
       `learning_rate`.
+    weights: what it will be applied to, as dicts by path.
 
   Returns:
     The gradient transformation.
   """
+  stacked = {w.path: len(w.layers) for w in weights if w.layers}
+  experts = {w.path: w.shape[len(w.shape) - len(w.letters)] for w in weights
+             if w.letters.startswith('e') and len(w.letters) > 2}
 
   def decay(step, beta2):
     step = step.astype(jnp.float32)
     return beta2 * (1. - beta2 ** step) / (1. - beta2 ** (step + 1.))
 
-  return optax.chain(
-      optax.scale_by_factored_rms(
-          decay_rate=settings['beta2'], decay_rate_fn=decay,
-          min_dim_size_to_factor=settings['min_dim_size_to_factor']),
+  moments = optax.scale_by_factored_rms(
+      decay_rate=settings['beta2'], decay_rate_fn=decay,
+      min_dim_size_to_factor=settings['min_dim_size_to_factor'])
+  return slice_by_slice(optax.chain(
+      slice_by_slice(moments, experts),
       optax.clip_by_block_rms(settings['clipping_threshold']),
       optax.scale_by_param_block_rms(min_scale=1e-3),
-      optax.scale_by_learning_rate(learning_rate(settings)))
+      optax.scale_by_learning_rate(learning_rate(settings))), stacked)
 
 
-def layer_by_layer(optimizer: optax.GradientTransformation,
-                   stacked: dict) -> optax.GradientTransformation:
-  """Applies an optimiser to each layer of a stacked weight as to a weight of its own.
+def slice_by_slice(optimizer: optax.GradientTransformation,
+                   sliced: dict) -> optax.GradientTransformation:
+  """Treats each slice of some weights, along their first dimension, as a weight of its own.
 
   Args:
     optimizer: takes dicts by path; what its state holds of weights it holds in
       such dicts.
-    stacked: from the path of each stacked weight to its number of layers.
+    sliced: from the paths of those weights to the sizes of their first dimension.
 
   Returns:
-    A gradient transformation whose state is that of `optimizer`, with a new
-    first dimension where a weight is stacked.
+    A gradient transformation whose state is that of `optimizer`, with the first
+    dimension of those weights before its own.
   """
-  groups = [{p for p, n in stacked.items() if n == size} for size in sorted(set(stacked.values()))]
+  groups = [{p for p, n in sliced.items() if n == size} for size in sorted(set(sliced.values()))]
 
   def some(tree, keep):
     return _map_dicts(lambda d: {k: v for k, v in d.items() if keep(k)}, tree)
 
-  def run(function, *trees):
-    """Calls `function` on the plain weights, and layer by layer on the others."""
-    out = function(*(some(t, lambda k: k not in stacked) for t in trees))
+  def first_axis(tree):
+    return _map_dicts(lambda d: dict.fromkeys(d, 0), tree, otherwise=None)
+
+  def one_slice(tree):
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    return _map_dicts(lambda d: jax.tree.map(shape, d), tree)
+
+  def apply(function, *trees):
+    out = function(*(some(t, lambda path: path not in sliced) for t in trees))
     for group in groups:
       mine = [some(t, group.__contains__) for t in trees]
-      axes = [_map_dicts(lambda d: dict.fromkeys(d, 0), t, otherwise=None) for t in mine]
-      one = jax.eval_shape(function, *(_map_dicts(
-          lambda d: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), d), t)
-                                       for t in mine))
-      out_axes = _map_dicts(lambda d: dict.fromkeys(d, 0), one, otherwise=None)
-      new = jax.vmap(function, in_axes=axes, out_axes=out_axes)(*mine)
+      if not mine[0]:
+        continue
+      out_axes = first_axis(jax.eval_shape(function, *map(one_slice, mine)))
+      new = jax.vmap(function, in_axes=list(map(first_axis, mine)), out_axes=out_axes)(*mine)
       out = jax.tree.map(lambda a, b: a | b if isinstance(a, dict) else a, out, new,
                          is_leaf=lambda n: isinstance(n, dict))
     return out
 
   return optax.GradientTransformation(
-      lambda theta: run(optimizer.init, theta),
-      lambda grads, state, theta: run(optimizer.update, grads, state, theta))
+      lambda theta: apply(optimizer.init, theta),
+      lambda grads, state, theta: apply(optimizer.update, grads, state, theta))
 
 
 def _map_dicts(function, tree, **otherwise):

@@ -13,6 +13,7 @@ import optax
 from gshard_tf import artifact as artifact_lib
 from gshard_tf.runtime import mesh as mesh_lib
 from gshard_tf.runtime import optimizer as optimizer_lib
+from gshard_tf.runtime import partitioner
 
 
 class Program:
@@ -41,20 +42,21 @@ class Program:
           f'{tuple(mesh.devices.shape)}; lower it again')
     self.artifact = artifact
     self.mesh = mesh
-    self._optimizer = optimizer_lib.layer_by_layer(
-        optimizer_lib.adafactor(artifact.optimizer),
-        {w.path: len(w.layers) for w in artifact.weights if w.layers})
+    self._optimizer = optimizer_lib.adafactor(
+        artifact.optimizer, [w for w in artifact.weights if w.trainable])
     self._learning_rate = optimizer_lib.learning_rate(artifact.optimizer)
     self._whole = mesh_lib.sharding(mesh, ())
     self._rows = mesh_lib.sharding(mesh, (artifact.batch_axes,))
     theta = {w.path: jax.ShapeDtypeStruct(w.shape, w.dtype) for w in artifact.weights}
     shardings = {w.path: mesh_lib.sharding(mesh, w.axes) for w in artifact.weights}
+    self._trainable = [w.path for w in artifact.weights if w.trainable]
     self.state_shapes = dict(
-        theta=theta, optimizer=jax.eval_shape(self._optimizer.init, theta),
+        theta=theta, optimizer=jax.eval_shape(self._optimizer.init, self._trained(theta)),
         step=jax.ShapeDtypeStruct((), np.int32))
     self.state_shardings = dict(
         theta=shardings, step=self._whole,
-        optimizer=optimizer_lib.state_shardings(self._optimizer, theta, shardings))
+        optimizer=optimizer_lib.state_shardings(
+            self._optimizer, self._trained(theta), shardings))
 
     self.init = jax.jit(self._init, in_shardings=self._whole,
                         out_shardings=self.state_shardings)
@@ -66,8 +68,9 @@ class Program:
                             out_shardings=self._whole)
 
   def function(self, name: str) -> export.Exported:
-    """One of the artifact's functions."""
-    return export.deserialize(bytearray(self.artifact.functions[name]))
+    """One of the artifact's functions, for the partitioner in use."""
+    return partitioner.prepare(
+        export.deserialize(bytearray(self.artifact.functions[name])), self.mesh)
 
   def put(self, batch):
     """Lays a batch of NumPy arrays over the devices, each its own rows."""
@@ -76,16 +79,22 @@ class Program:
   def _init(self, seed):
     """seed int32 [] -> the state at step 0."""
     theta = self.function('init').call(seed)
-    return dict(theta=theta, optimizer=self._optimizer.init(theta), step=jnp.int32(0))
+    return dict(theta=theta, optimizer=self._optimizer.init(self._trained(theta)),
+                step=jnp.int32(0))
 
   def _train(self, state, batch, seed):
     """One step: the new state, and metrics, a dict of float32 scalars."""
     out = self.function('train').call(state['theta'], batch, state['step'], seed)
-    updates, optimizer = self._optimizer.update(out['grads'], state['optimizer'], state['theta'])
+    trained = self._trained(state['theta'])
+    changes, optimizer = self._optimizer.update(out['grads'], state['optimizer'], trained)
     metrics = dict(out['metrics'], gradient_norm=optax.global_norm(out['grads']),
                    learning_rate=self._learning_rate(state['step']))
-    return dict(theta=optax.apply_updates(state['theta'], updates),
-                optimizer=optimizer, step=state['step'] + 1), metrics
+    theta = state['theta'] | optax.apply_updates(trained, changes) | out['updates']
+    return dict(theta=theta, optimizer=optimizer, step=state['step'] + 1), metrics
+
+  def _trained(self, theta):
+    """The weights that the optimiser changes, of a dict by path."""
+    return {path: theta[path] for path in self._trainable}
 
   def _evaluate(self, theta, batch):
     """From each metric's name to float32 [2], value and weight."""

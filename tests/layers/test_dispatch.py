@@ -33,7 +33,10 @@ def random_slots(rng, groups, size, choices, slots):
 
 
 def routing_of(slot, gate, experts, capacity):
-  return gating.Routing(tf.constant(slot), tf.constant(gate, tf.float32), tf.zeros([]), experts, capacity)
+  slot = tf.convert_to_tensor(slot)
+  return gating.Routing(
+      slot=slot, gate=tf.cast(gate, tf.float32), losses={}, num_experts=experts, capacity=capacity,
+      expert=tf.where(slot >= 0, slot // capacity, -1), entropy=tf.zeros(slot.shape[:2]))
 
 
 @st.composite
@@ -128,7 +131,7 @@ def partitioned(dispatch_fn, combine_fn):
   def step(x, gate, slot):
     with tf.GradientTape() as tape:
       tape.watch((x, gate))
-      routing = gating.Routing(split(slot), split(gate), tf.zeros([]), _E, _C)
+      routing = routing_of(split(slot), split(gate), _E, _C)
       y = split(combine_fn(tf.sin(split(dispatch_fn(split(x), routing))), routing))
     return (y, *(split(d) for d in tape.gradient(y, (x, gate))))
 

@@ -39,6 +39,16 @@ def test_statistics(shape, key):
   assert ((low - n / 256)**2 / (n / 256)).sum() == pytest.approx(255, abs=_SIGMAS * np.sqrt(2 * 255))
 
 
+@pytest.mark.parametrize('key', _KEYS)
+def test_normal_numbers_have_the_moments_of_the_standard_normal(key):
+  x = randomness.to_normal(tf.constant(draw(key, _SHAPES[0]))).numpy().astype(np.float64)
+  assert np.isfinite(x).all()
+  for power, mean, variance in ((1, 0., 1.), (2, 1., 2.), (3, 0., 15.), (4, 3., 96.)):
+    assert (x**power).mean() == pytest.approx(mean, abs=_SIGMAS * np.sqrt(variance / x.size))
+  extremes = randomness.to_normal(tf.constant([0., 1. - 2.**-24])).numpy()
+  np.testing.assert_allclose(extremes, [-extremes[1], extremes[1]], rtol=1e-3)
+
+
 def assert_uncorrelated(a, b):
   # Of n products of independent numbers of variance 1/12 each.
   sigma = 1 / 12 / np.sqrt(a.size)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from gshard_tf.layers import router
 from gshard_tf.layers import transformer
+from gshard_tf.layers import weights
 from tests.layers import layer as layers
-from tests.layers.stacks import MODEL_DIM as _M, block_params, make_stack
+from tests.layers.stacks import MODEL_DIM as _M, block_params, make_stack, stack_params
 
 _B, _L = 2, 4
 
@@ -47,7 +49,8 @@ def test_norm_of_an_unknown_kind_raises():
 
 def inputs():
   x = layers.normal(np.random.default_rng(0), _B, _L, _M)
-  return x, py_utils.NestedMap(paddings=tf.zeros([_B, _L]), self_mask=tf.ones([_B, _L, _L], tf.bool))
+  return x, py_utils.NestedMap(
+      paddings=tf.zeros([_B, _L]), ids=tf.zeros([_B, _L], tf.int32), self_mask=tf.ones([_B, _L, _L], tf.bool))
 
 
 def test_stack_is_its_blocks_and_a_norm():
@@ -96,3 +99,28 @@ def test_dropout_only_in_training():
     np.testing.assert_array_equal(stack.FProp(theta, x, context).y, plain)
   with layers.training():
     assert (stack.FProp(theta, x, context).y != plain).numpy().any()
+
+
+def test_updates_of_blocks_in_a_loop_are_stacked_as_their_weights_are():
+  params = stack_params(False, True, False, True)
+  for block in params.blocks[1::2]:
+    block.feed_forward.router = router.SigmoidRouter.Params().Set(k=1, bias_update_rate=.1)
+  plain = layers.make(params)
+  looped = layers.make(params.Copy().Set(remat='block', period=2))
+  theta = layers.draw(plain, 0)
+  stacked = theta.DeepCopy()
+  stacked.blocks = [a.Pack([tf.stack(pair) for pair in zip(a.Flatten(), b.Flatten())])
+                    for a, b in zip(theta.blocks[:2], theta.blocks[2:])]
+  x, context = inputs()
+
+  @tf.function(jit_compile=True, autograph=False)  # the loop is for compiled programs alone
+  def updates(theta, x):
+    stack = looped if len(theta.blocks) == 2 else plain
+    with layers.training():
+      return stack.FProp(theta, x, context).updates
+
+  want = [block.feed_forward.router.bias for block in updates(theta, x).blocks[1::2]]
+  (spec, got), = weights.pairs(weights.weight_specs(looped), updates(stacked, x))
+  assert spec.path == 'blocks_1::2.feed_forward.router.bias'
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  assert (got.numpy() != stacked.blocks[1].feed_forward.router.bias.numpy()).any()

@@ -78,6 +78,16 @@ def test_flatten_is_in_order_of_paths_and_pack_is_its_inverse(stack):
   assert weights.flatten(weights.pack(specs, {w.path: w for w in flat})) == flat
 
 
+def test_pairs_follow_the_part(stack):
+  specs = weights.weight_specs(stack)
+  assert all(a is b for a, b in weights.pairs(specs, specs))
+  assert len(list(weights.pairs(specs, specs))) == len(weights.flatten(specs))
+  part = py_utils.NestedMap(norm=py_utils.NestedMap(), blocks=[
+      py_utils.NestedMap(), py_utils.NestedMap(feed_forward=py_utils.NestedMap(wi=7))])
+  (spec, value), = weights.pairs(specs, part)
+  assert (spec.path, value) == ('blocks_1.feed_forward.wi', 7)
+
+
 def test_lingvo_initialises_its_variables_to_the_same_values():
   params = feed_forward.FeedForward.Params().Set(
       name='layer', model_dim=8, hidden_dim=16, random_seed=5)
@@ -93,7 +103,7 @@ def test_lingvo_initialises_its_variables_to_the_same_values():
 def test_lingvo_learns_the_sharding_of_a_weight(monkeypatch):
   declared = {}
   monkeypatch.setattr(feed_forward.FeedForward, 'CreateVariable',
-                      lambda self, name, params: declared.update({name: params}))
+                      lambda self, name, params, trainable: declared.update({name: params}))
   mesh = xla_sharding.Mesh((4, 2), ('expert', 'model'))
   with xla_sharding.partitioning(mesh, {'mh': (None, 'model'), 'hm': ('model', 'expert')}):
     feed_forward.FeedForward.Params().Set(name='layer', model_dim=8, hidden_dim=4).Instantiate()

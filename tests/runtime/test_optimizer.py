@@ -10,6 +10,7 @@ import optax
 import pytest
 import tensorflow as tf
 
+from gshard_tf import artifact as artifact_lib
 from gshard_tf import lowering
 from gshard_tf.runtime import mesh as mesh_lib
 from gshard_tf.runtime import optimizer as optimizer_lib
@@ -27,6 +28,12 @@ SHAPES = {
     'experts': (4, 128, 160),  # factored over the two largest dimensions
     'experts_down': (4, 160, 128),
 }
+
+
+WEIGHTS = [
+    artifact_lib.Weight(name, shape, 'float32', ((),) * len(shape),
+                        'e..' if name.startswith('experts') else '.' * len(shape))
+    for name, shape in SHAPES.items()]
 
 
 def settings(warmup_steps):
@@ -67,7 +74,7 @@ def test_adafactor_equals_lingvos(warmup_steps):
   start = draw(0, .3)
   # Of very different sizes, so that the clipping of updates both acts and does not.
   grads = [draw(seed, 10. ** (seed % 3 - 2)) for seed in range(1, STEPS + 1)]
-  optimizer = optimizer_lib.adafactor(ours)
+  optimizer = optimizer_lib.adafactor(ours, WEIGHTS)
   weights, state = start, optimizer.init(start)
   update = jax.jit(optimizer.update)
   for gradient, want in zip(grads, lingvo_weights(train, start, grads), strict=True):
@@ -104,7 +111,7 @@ def test_moments_lie_as_their_weights():
           'experts': (('expert',), (), ('model',)), 'experts_down': (('expert',), ('model',), ())}
   weights = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in SHAPES.items()}
   shardings = {name: mesh_lib.sharding(mesh, axes[name]) for name in SHAPES}
-  optimizer = optimizer_lib.adafactor(settings(400)[1])
+  optimizer = optimizer_lib.adafactor(settings(400)[1], WEIGHTS)
   placed = optimizer_lib.state_shardings(optimizer, weights, shardings)
   moments = jax.eval_shape(optimizer.init, weights)
   assert jax.tree.structure(placed) == jax.tree.structure(moments)
@@ -125,6 +132,40 @@ def test_moments_lie_as_their_weights():
       assert shard(moment, name) == tuple(n // parts[n] for n in whole[name][moment]), name
   assert whole['experts']['v_row'] == (4, 128) and shard('v_row', 'experts') == (1, 128)
   assert whole['experts']['v_col'] == (4, 160) and shard('v_col', 'experts') == (1, 80)
+
+
+def test_a_stacked_weight_is_updated_as_its_layers_are():
+  """Several steps on three layers at once and one by one."""
+  ours, shape = settings(4)[1], (4, 128, 160)
+  name = lambda layer: f'block_{layer}.wi'
+  stacked = [artifact_lib.Weight('wi', (3, *shape), 'float32', ((),) * 4, 'emh', tuple(map(name, range(3))))]
+  plain = [artifact_lib.Weight(name(i), shape, 'float32', ((),) * 3, 'emh') for i in range(3)]
+  rng = np.random.default_rng(0)
+  # Layers of different sizes, each to be clipped and scaled by its own.
+  draw_layers = lambda: rng.standard_normal((3, *shape)).astype(np.float32) * np.float32(
+      [.1, 1., 30.])[:, None, None, None]
+  start, gradients = draw_layers(), [draw_layers() for _ in range(3)]
+
+  def train(weights, split):
+    optimizer = optimizer_lib.adafactor(ours, weights)
+    theta, update = split(start), jax.jit(optimizer.update)
+    state = optimizer.init(theta)
+    for gradient in gradients:
+      changes, state = update(split(gradient), state, theta)
+      theta = optax.apply_updates(theta, changes)
+    return theta
+
+  one = train(stacked, lambda x: {'wi': x})['wi']
+  each = train(plain, lambda x: {name(i): x[i] for i in range(3)})
+  for i in range(3):
+    np.testing.assert_allclose(one[i], each[name(i)], rtol=1e-6)  # order of sums
+
+
+def test_experts_are_factored_one_by_one_whatever_their_number():
+  weights = [artifact_lib.Weight('wi', (300, 128, 160), 'float32', ((),) * 3, 'emh')]
+  optimizer = optimizer_lib.adafactor(settings(4)[1], weights)
+  moments = jax.eval_shape(optimizer.init, {'wi': jax.ShapeDtypeStruct((300, 128, 160), np.float32)})[0]
+  assert {moments.v_row['wi'].shape, moments.v_col['wi'].shape} == {(300, 128), (300, 160)}
 
 
 def test_state_of_a_program_takes_each_device_its_share():

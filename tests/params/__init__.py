@@ -1,0 +1,1 @@
+"""Tests of gshard_tf.params."""
