@@ -79,7 +79,7 @@ def roofline(artifact: artifact_lib.Artifact, topology: topologies.Topology,
   for weight in artifact.weights:
     layers = len(weight.layers) or 1
     work.weight(weight._replace(shape=weight.shape[1:], axes=weight.axes[1:])
-                if layers > 1 else weight, layers)
+                if weight.layers else weight, layers)
   return work.parts
 
 
@@ -97,30 +97,36 @@ class _Work:
   def weight(self, weight, layers):
     """Adds what a weight, the same in so many layers, makes a core do."""
     path = weight.path.split('.')
-    name, kind = path[-1], next((p for p in path if p in _KINDS), path[0])
     tokens = self._rows * self._length(path)
-    local = math.prod(weight.shape) // self._partitions(weight)
-    self._update(weight, local, layers)
-    if kind in _KINDS and len(weight.shape) > 1 and name != 'relative_bias':
-      _KINDS[kind](self, path, weight, tokens, layers)
-    elif kind == 'target_embedding':
-      self._softmax(weight, self._rows * self._target)
-    elif name == 'scale' and path[1] != 'norm':
+    if weight.trainable:
+      self._update(weight, math.prod(weight.shape) // self._partitions(weight), layers)
+    if weight.letters in ('mnk', 'nkm'):
+      self._attention(path, weight, tokens, layers)
+    elif weight.letters in ('mh', 'hm'):
+      self._product('dense_feed_forward', tokens, *weight.shape, self._rows_and(weight), weight,
+                    layers)
+    elif weight.letters in ('emh', 'ehm'):
+      self._product('experts', self._settings.slots[path[0]], *weight.shape[1:],
+                    self._partitions(weight), weight, layers)
+    elif weight.letters == 'me':
+      self._routing(path, weight, tokens, layers)
+    elif weight.letters == 'vm':
+      self._embedding(weight, tokens)
+      if path[0] == 'target_embedding':
+        self._softmax(weight, tokens)
+    elif weight.letters == 'm':
       self._residual(tokens, weight.shape[0], layers)
-    if name == 'table':
-      self._embedding(weight, self._rows * self._length(path))
 
   def _attention(self, path, weight, tokens, layers):
-    name, parts = path[-1], self._rows_and(weight)
-    if 'cross_attention' in path and name in ('wk', 'wv'):
-      tokens = self._rows * self._source
-    heads_first = name == 'wo'
-    rest = weight.shape[:2] if heads_first else weight.shape[1:]
-    width = weight.shape[2] if heads_first else weight.shape[0]
-    self._product('attention', tokens, width, math.prod(rest), parts, weight, layers)
-    if name == 'wq':
-      keys = self._source if 'cross_attention' in path else self._length(path)
-      self._scores(tokens, keys, rest, parts, layers)
+    of_source = 'cross_attention' in path
+    width, heads = ((weight.shape[0], weight.shape[1:]) if weight.letters == 'mnk' else
+                    (weight.shape[2], weight.shape[:2]))
+    rows = self._rows * self._source if of_source and path[-1] in ('wk', 'wv') else tokens
+    parts = self._rows_and(weight)
+    self._product('attention', rows, width, math.prod(heads), parts, weight, layers)
+    if path[-1] == 'wq':
+      keys = self._source if of_source else self._length(path)
+      self._scores(tokens, keys, heads, parts, layers)
 
   def _scores(self, tokens, keys, heads, parts, layers):
     n, k = heads
@@ -130,18 +136,6 @@ class _Work:
     size = (tokens * keys * n * _F32 * passes +
             4 * tokens * n * k * self._settings.activation_bytes * (2 + again)) / parts * layers
     self._add('attention', flops, size)
-
-  def _feed_forward(self, path, weight, tokens, layers):
-    """Of a dense layer, of experts, or the gate of experts."""
-    if len(weight.shape) == 3:
-      slots = self._settings.slots[path[0]]
-      _, into, out = weight.shape
-      self._product('experts', slots, into, out, self._partitions(weight), weight, layers)
-    elif 'wg' in path:
-      self._routing(path, weight, tokens, layers)
-    else:
-      self._product('dense_feed_forward', tokens, *weight.shape, self._rows_and(weight), weight,
-                    layers)
 
   def _routing(self, path, weight, tokens, layers):
     """Gating, dispatch and combine, and the all-to-alls of a sparse layer."""
@@ -219,7 +213,3 @@ class _Work:
   def _rows_and(self, weight):
     """Cores that share a product of all tokens with a weight: by rows and by weight."""
     return self._parts(set(self._batch_axes) | {a for axes in weight.axes for a in axes})
-
-
-_KINDS = {'self_attention': _Work._attention, 'cross_attention': _Work._attention,
-          'feed_forward': _Work._feed_forward}
