@@ -10,6 +10,7 @@ MODEL ?= model_registry.catalog.Demo
 LOGDIR ?= logdir
 MESH ?= 8
 STEPS ?=
+LADDER ?= ladder
 PYTEST_ARGS ?=
 
 LINGVO_OPS := $(shell find third_party/lingvo_x_ops -type f -not -path '*/__pycache__/*')
@@ -34,6 +35,12 @@ train: setup  ## Train MODEL on MESH devices into LOGDIR for STEPS, then transla
 .PHONY: plot
 plot: setup  ## Draw the training curve of LOGDIR to LOGDIR/training.png.
 	$(PYTHON) -m tools.plot_training --output=$(LOGDIR)/training.png $(LOGDIR)
+
+.PHONY: aot-ladder
+aot-ladder: setup-tpu  ## Compile the paper's models for its TPUs into LADDER, and time compiling by partitions.
+	mkdir -p $(LADDER)
+	$(PYTHON) -m tools.bench compile --json=$(LADDER)/compile.json --plot=$(LADDER)/compile.png
+	$(PYTHON) -m tools.aot_ladder --output=$(LADDER)
 
 .PHONY: test
 test: setup-tpu  ## Run all tests; PYTEST_ARGS="-m 'not slow'" leaves out the long ones.

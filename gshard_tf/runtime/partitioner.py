@@ -87,6 +87,7 @@ def _constrain(module, mesh):
   for op in list(hlo_sharding.operations(module.operation)):
     if hlo_sharding.is_call(op, 'Sharding'):
       with ir.InsertionPoint(op):
-        constraint = sdy.ShardingConstraintOp(op.operands[0], hlo_sharding.attribute(op, mesh))
+        constraint = sdy.ShardingConstraintOp(
+            op.operands[0], hlo_sharding.attribute(op, mesh), loc=op.location)
       op.results[0].replace_all_uses_with(constraint.results[0])
       op.erase()

@@ -2,6 +2,7 @@
 
   python -m tools.bench moe
   python -m tools.bench moe --experts=8,32 --json=moe.json
+  python -m tools.bench compile --partitions=8,2048 --plot=compile.png
 
 `python -m tools.bench NAME --help` tells what a benchmark measures. A benchmark is
 a module with a docstring, `add_arguments(parser)`, `run(args)`, which returns a
@@ -13,10 +14,11 @@ import argparse
 import json
 import sys
 
+from tools.bench import compile as compile_lib
 from tools.bench import moe
 from tools.bench import timing
 
-BENCHMARKS = {'moe': moe}
+BENCHMARKS = {'compile': compile_lib, 'moe': moe}
 
 
 def _parser():
