@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from gshard_tf.runtime.partitioner import PartitionerError
 from gshard_tf.xla_sharding import (
     Mesh, ShardingError, annotate, auto_to_manual, manual_region, manual_to_auto, mesh_split,
     open_region, partitioning, replicate)
@@ -118,9 +119,9 @@ def test_shift(by, wrap):
 def test_a_local_sort_is_each_shards_own():
   """What no annotation can say: whole, it would be a sort of the whole tensor."""
   def local_sort(p):
-    with manual_region(MESH, 'x') as region:
+    with manual_region(MESH) as region:
       return region.leave(tf.sort(region.enter(p, ('x', None)), 0), ('x', None))
-  run = partitioned.compile_on(MESH, local_sort, P)
+  run = partitioned.compile_on(MESH, local_sort, P, split_results=True)
   np.testing.assert_array_equal(run(P), np.sort(P.reshape(4, 2, 12), 1).reshape(8, 12))
   assert not [kind for kind in ('all-gather', 'all-to-all', 'collective-permute', 'all-reduce')
               if f' {kind}(' in run.as_text()]
@@ -142,11 +143,12 @@ def test_index_and_size():
 def test_collectives_are_collectives():
   """No detour over a whole tensor."""
   def text(function):
-    return partitioned.compile_on(MESH, functools.partial(function, MESH), P, Q).as_text()
+    return partitioned.compile_on(
+        MESH, functools.partial(function, MESH), P, Q, split_results=True).as_text()
   reduced = text(summed_products)
   assert ' all-reduce(' in reduced and ' all-gather(' not in reduced
   shifted = text(halo)
-  assert shifted.count(' collective-permute(') == 2 and ' all-to-all(' not in shifted
+  assert ' collective-permute(' in shifted and ' all-gather(' not in shifted
   assert ' all-to-all(' in text(exchanged)
 
 
@@ -184,6 +186,36 @@ def test_faults(run, message):
     run()
   assert '\n' not in str(error.value)
   assert open_region() is None
+
+
+def test_what_was_not_entered_is_named():
+  def forgotten(p, q):
+    with manual_region(MESH) as region:
+      return region.leave(tf.matmul(region.enter(p, ('x', None)), q), ('x', None))
+  with pytest.raises(PartitionerError, match=r'tensor<12x6xf32> from outside in .*MatMul.*region\.enter'):
+    partitioned.compile_on(MESH, forgotten, P, Q)
+
+
+def test_a_sort_along_some_axes_is_refused():
+  def sort(p):
+    with manual_region(MESH, 'x') as region:
+      return region.leave(tf.sort(region.enter(p, ('x', None))), ('x', None))
+  with pytest.raises(PartitionerError, match=r'sort or top-k .*along all axes, manual_region\(mesh\)'):
+    partitioned.compile_on(MESH, sort, P)
+
+
+def test_constants_inside_and_outside_are_kept_apart():
+  """The same zeros pad shards, begin sums outside, and are branches of a loop inside."""
+  def constants(mesh, p, q):
+    with manual_region(mesh, 'x') as region:
+      a = mesh_split(region.enter(p, ('x', None)), mesh, (None, 'y'))
+      a = tf.pad(a * 2., [[1, 1], [0, 0]])[1:-1] + tf.constant(np.arange(12.), a.dtype)
+      a = tf.while_loop(lambda i, _: i < 3, lambda i, b: (i + 1, tf.nn.relu(b) + 1.), (0, a))[1]
+      y = region.leave(a, ('x', None))
+    return tf.reduce_sum(y, 0), tf.pad(tf.matmul(y, q), [[1, 1], [0, 0]])
+  run = partitioned.compile_on(MESH, functools.partial(constants, MESH), P, Q)
+  partitioned.assert_close(run(P, Q), partitioned.unsharded(
+      lambda *args: constants(None, *args), P, Q)[0], TOLERANCE)
 
 
 def test_annotations_inside_are_of_the_shard():

@@ -1,5 +1,6 @@
 """Reading the operations of a lowered program, and the shardings that stand on them."""
 
+import re
 from typing import Iterator
 
 from jax._src.lib import xla_client
@@ -29,6 +30,12 @@ def is_call(op, target: str) -> bool:
   """Whether `op` is the custom call `target`."""
   return (op.name == 'stablehlo.custom_call' and
           ir.StringAttr(op.attributes['call_target_name']).value == target)
+
+
+def name(op) -> str:
+  """The operation of StableHLO, and of TensorFlow that it is from."""
+  origin = re.search(r'"([^"]+)"', str(op.location))
+  return f'{op.name} of {origin[1]}' if origin else op.name
 
 
 def attribute(op, mesh: device_mesh.Mesh) -> sdy.TensorShardingAttr:
@@ -79,7 +86,8 @@ def dims_mapping(text: str, rank: int, mesh: device_mesh.Mesh) -> device_mesh.Di
       found[int(np.argmax(tile))].append((int(tile.max()), name))
   mapping = tuple(tuple(name for _, name in sorted(axes, reverse=True)) for axes in found[:rank])
   expected, _ = mesh.tile_assignment(mapping)
-  if not np.array_equal(expected.flatten(), tiles.flatten()):
+  if expected.shape[:rank] != tiles.shape[:rank] or not np.array_equal(
+      expected.flatten(), tiles.flatten()):
     raise PartitionerError(
         f'the annotation {text} does not lie along the axes of {mesh}, as Shardy wants it; lower '
         'for the mesh and the device order of the run, or set --partitioner=gspmd')

@@ -7,12 +7,13 @@ abort. So here constants enter regions as tensors do. On the way it shows
 whether a region takes anything else from outside that was not entered.
 """
 
-import re
-
+from jax._src.lib import xla_client
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
+import numpy as np
 
 from gshard_tf.runtime import hlo_sharding
+from gshard_tf.runtime import xla_faults
 from gshard_tf.runtime.hlo_sharding import PartitionerError
 
 _ENTER, _LEAVE = 'SPMDFullToShardShape', 'SPMDShardToFullShape'
@@ -42,12 +43,12 @@ def separate(module: ir.Module):
 
 def _separate(ops):
   """`ops` are those of one block."""
-  manual, constant = {}, set()  # of each manual operation the sharding
+  manual, constant = {}, set()  # manual operations with the sharding of a tensor of the region
   for op in ops:
     producers = [_producer(v) for v in _taken(op)]
     shardings = [manual[p] for p in producers if p in manual]
     if shardings or _begins(op):
-      manual[op] = _sharding(op) if _begins(op) else shardings[0]
+      manual[op] = shardings[0] if shardings else _sharding(op)
     elif all(p in constant for p in producers):
       constant.add(op)
     if hlo_sharding.is_call(op, _LEAVE):
@@ -56,6 +57,7 @@ def _separate(ops):
   wanted = [(op, sharding, _constants(op, manual, constant)) for op, sharding in manual.items()
             if not hlo_sharding.is_call(op, _ENTER)]
   for op, sharding, values in wanted:
+    xla_faults.check_manual(op, sharding)
     for value in values:
       _enter(op, value, sharding)
 
@@ -98,23 +100,16 @@ def _constants(op, manual, constant):
   for value in found:
     if _producer(value) not in constant:
       raise PartitionerError(
-          f'a manual region uses a tensor of type {value.type} from outside in {op.name} '
-          f'({op.location}); enter it, by region.enter(x, dims_mapping)')
+          f'a manual region uses a {value.type} from outside in {hlo_sharding.name(op)}; enter it, '
+          'by region.enter(x, dims_mapping)')
   return found
 
 
 def _enter(op, value, sharding):
   """Gives `op` what a constant is inside its region, where `sharding` is that of some tensor."""
-  rank = ir.RankedTensorType(value.type).rank
-  # The dimensions of the tensor come first, each of 1; here they are of another number.
-  beyond = re.search(r'devices=\[([\d,]*)\](.*last_tile_dims=\{(.*)\}.*)', sharding)
-  if beyond:
-    kinds = len(beyond[3].split(','))
-    dims = ['1'] * rank + beyond[1].split(',')[-kinds:]
-    sharding = f'{{devices=[{",".join(dims)}]{beyond[2]}'
-  inside = value
+  inside, rank = value, ir.RankedTensorType(value.type).rank
   with ir.InsertionPoint(op), op.location:
-    for target, text in (('Sharding', '{replicated}'), (_ENTER, sharding)):
+    for target, text in (('Sharding', '{replicated}'), (_ENTER, _whole(sharding, rank))):
       call = stablehlo.CustomCallOp([value.type], [inside], target)
       call.attributes['mhlo.sharding'] = ir.StringAttr.get(text)
       inside = call.results[0]
@@ -122,3 +117,17 @@ def _enter(op, value, sharding):
     for i, operand in enumerate(user.operands):
       if operand == value:
         user.operands[i] = inside
+
+
+def _whole(text, rank):
+  """The sharding of a tensor of `rank` dimensions in the same region, whole in it."""
+  sharding = xla_client.HloSharding.from_string(text)
+  if sharding.is_manual():
+    return text
+  tiles = np.reshape(sharding.tile_assignment_devices(), sharding.tile_assignment_dimensions())
+  kinds = sharding.subgroup_types()
+  at = tiles.ndim - len(kinds) + kinds.index(xla_client.OpSharding.Type.MANUAL)
+  tiles = np.moveaxis(tiles, at, 0)
+  dims = ','.join(map(str, [1] * rank + [tiles.shape[0], tiles.size // tiles.shape[0]]))
+  devices = ','.join(map(str, tiles.flatten()))
+  return f'{{devices=[{dims}]{devices} last_tile_dims={{manual, replicated}}}}'

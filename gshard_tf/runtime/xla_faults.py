@@ -39,6 +39,23 @@ def check(module: ir.Module, mesh: device_mesh.Mesh, shardy: bool):
       _batch_groups(op, mesh)
 
 
+def check_manual(op, sharding: str):
+  """Refuses an operation of a manual region on which the partitioner aborts.
+
+  Args:
+    op: the operation.
+    sharding: that of tensors inside the region.
+
+  Raises:
+    PartitionerError: it sorts several tensors together, as TensorFlow's sort and
+      top-k do, along axes that are not all of the mesh.
+  """
+  if op.name == 'stablehlo.sort' and len(op.results) > 1 and 'last_tile_dims' in sharding:
+    raise PartitionerError(
+        f'{hlo_sharding.name(op)}, a sort or top-k in a manual region along some axes of the mesh: '
+        'XLA aborts on it; open the region along all axes, manual_region(mesh)')
+
+
 def _overlapping_selection(op):
   """Windows over two shards: each adds what it selects, and part of that is lost."""
   size = _ints(op, 'window_dimensions')
