@@ -1,17 +1,20 @@
 """Compiles a registered model's train step for TPUs that are not there.
 
-  python -m tools.aot_report --model=model_registry.m4.MoE2048E36L --topology=v3:32x32
+  python -m tools.aot_report --model=model_registry.m4.MoE2048E36L --topology=v3:32x32 --html=report.html
   python -m tools.aot_report --model=model_registry.smoke.Tiny --topology=v3:2x2 --json
+  python -m tools.aot_report --model=model_registry.smoke.Tiny --topology=v3:2x2 --compare=REMAT=block --compare="REMAT=block MICROBATCHES=4"
+  python -m tools.aot_report --model=model_registry.m4.MoE2048E36L --topology=v3:32x32 --search=largest
+  python -m tools.aot_report --topology=list
 
-Prints what the compiler plans: memory a core, operations, collectives, and its
-own estimate of the time of a step. Needs libtpu (make setup-tpu), no TPU. Exit
-status 3 says that the model does not fit.
+Prints what the compiler plans: memory a core, operations, collectives and its
+own estimate of the time of a step; and a roofline that does without the compiler.
+Needs libtpu (make setup-tpu), no TPU. Exit status 3 says that the model does not
+fit; the largest buffers are then listed, with what would make them smaller.
 """
 
 import argparse
 import json
 import sys
-import time
 
 from absl import flags
 
@@ -20,99 +23,118 @@ from gshard_tf import quiet
 with quiet.libraries():
   # pylint: disable=g-import-not-at-top
   from lingvo import model_registry as lingvo_registry
-  from rich import box
-  from rich.console import Console
-  from rich.table import Table
 
   from gshard_tf import lowering
+  from gshard_tf import scaling
   from gshard_tf import trainer
   from gshard_tf import xla_sharding
-  from gshard_tf.input import generator
   from gshard_tf.layers import weights
+  from gshard_tf.params import variants
   from gshard_tf.runtime import aot
   from gshard_tf.runtime import mesh as mesh_lib
+  from gshard_tf.runtime import topologies
+  from tools import aot_search
+  from tools import aot_views
+  from tools import processes
 
-_USER_ERRORS = (trainer.UnknownModelError, aot.TopologyError, lowering.LoweringError,
-                mesh_lib.MeshError, xla_sharding.ShardingError, weights.ParamsError)
+_USER_ERRORS = (trainer.UnknownModelError, aot.TopologyError, topologies.UnknownTopologyError,
+                lowering.LoweringError, mesh_lib.MeshError, xla_sharding.ShardingError,
+                weights.ParamsError, variants.VariantError, processes.FailedError,
+                OSError)
 
 
-def report(name: str, topology: str, mesh: str) -> dict:
-  """Lowers and compiles a model.
+def report(name: str, topology: str, mesh: str, settings: list[str]) -> dict:
+  """Lowers and compiles a model, or a variant of it.
 
   Args:
     name: of a registered model.
-    topology: see `aot.topology_mesh`.
+    topology: see `topologies.find`.
     mesh: sizes of the mesh axes, or auto.
+    settings: see `variants.variant`.
 
   Returns:
     What the command prints as JSON.
   """
+  return scaling.figures(find(name, settings), name, topology, mesh) | dict(settings=settings)
+
+
+def find(name: str, settings: list[str]) -> type:
+  """The class of a registered model, or of a variant of it."""
   trainer.import_model(name)
   with quiet.libraries():
-    params = lingvo_registry.GetParams(name, 'Train')
-  sizes = mesh_lib.parse(mesh, len(params.task.mesh_axes))
-  devices = aot.topology_mesh(topology, sizes, params.task.mesh_axes)
-  shapes = generator.batch_shapes(params.input)
-  start = time.monotonic()
-  artifact = lowering.lower_task(
-      name, params.task, xla_sharding.Mesh(devices.devices.shape, devices.axis_names),
-      shapes, {}, {}, functions=('train',))
-  lower_seconds = time.monotonic() - start
-  found = aot.compile_train_step(artifact, devices)
-  rows, length = shapes['tgt']['ids']
-  return dict(
-      model=name, topology=topology, parameters=artifact.num_parameters,
-      tokens_per_step=rows * length, lower_seconds=lower_seconds, **dict(
-          found._asdict(),
-          collectives={kind: c._asdict() for kind, c in found.collectives.items()}))
+    model = lingvo_registry.GetClass(name)
+  return variants.variant(model, settings)
 
 
-def print_report(result: dict):
-  """Prints the report as a table."""
-  gib = lambda n: f'{n / 2**30:,.2f} GiB'
-  table = Table(box=box.SIMPLE_HEAD, show_header=False, title=f'{result["model"]} on {result["topology"]}')
-  table.add_row('cores', f'{result["partitions"]:,}')
-  table.add_row('parameters', f'{result["parameters"]:,}')
-  table.add_row('target positions a step', f'{result["tokens_per_step"]:,}')
-  for name, size in result['memory'].items():
-    table.add_row(f'memory a core, {name}', gib(size))
-  if result['hbm_limit']:
-    table.add_row('memory that a core has', gib(result['hbm_limit']))
-  if result['fits']:
-    table.add_row('floating-point operations a core', f'{result["flops_per_core"] / 1e12:,.3f} T')
-    table.add_row("time of a step, the compiler's estimate", f'{result["estimated_step_seconds"]:,.3f} s')
-  for kind, found in result['collectives'].items():
-    table.add_row(kind, f'{found["count"]} of {gib(found["bytes"])} a core together')
-  table.add_row('lowered, compiled in', f'{result["lower_seconds"]:.0f} s, {result["compile_seconds"]:.0f} s')
-  Console().print(table)
-  if not result['fits']:
-    print('the model does not fit')
+def _parser():
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--model', help='a registered name')
+  parser.add_argument('--topology', required=True,
+                      help='such as v3:32x32; list shows what there is')
+  parser.add_argument('--mesh', default='auto', help='sizes of the mesh axes (%(default)s)')
+  parser.add_argument('--set', action='append', default=[], metavar='NAME=VALUE',
+                      help='another value for a constant of the model; may be repeated')
+  parser.add_argument('--compare', action='append', default=[], metavar='"NAME=VALUE ..."',
+                      help='a variant to show beside the model; may be repeated')
+  parser.add_argument('--search', choices=['largest'],
+                      help='the largest model of the family that fits')
+  parser.add_argument('--vary', action='append', choices=aot_search.WAYS,
+                      help='what the search may enlarge; all of them by default')
+  parser.add_argument('--html', metavar='FILE', help='write a page')
+  parser.add_argument('--json', nargs='?', const='-', metavar='FILE',
+                      help='print the report as JSON on the last line, or write it to a file')
+  return parser
+
+
+def run(args) -> dict:
+  """What the flags ask for: a report, with its variants, or the result of a search."""
+  if not args.model:
+    raise trainer.UnknownModelError('--model is missing; --help shows examples')
+  # Each in a process of its own: the compiler does not give all memory back.
+  compiled = lambda settings: processes.report(args.model, args.topology, args.mesh, settings)
+  if args.search:
+    return aot_search.largest(find(args.model, args.set), args.topology,
+                              args.vary or aot_search.WAYS,
+                              lambda more: compiled(args.set + more))
+  others = [args.set + text.split() for text in args.compare]
+  for settings in others:
+    find(args.model, settings)  # faults before the work
+  result = report(args.model, args.topology, args.mesh, args.set)
+  if others:
+    result['variants'] = []
+  for settings in others:
+    try:
+      result['variants'].append(compiled(settings))
+    except processes.FailedError as error:
+      print(f'aot_report: left out: {error}', file=sys.stderr)
+  return result
 
 
 def main():
   """Runs the command; returns its exit status."""
-  parser = argparse.ArgumentParser(description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--model', required=True, help='a registered name')
-  parser.add_argument('--topology', required=True, help='such as v3:32x32')
-  parser.add_argument('--mesh', default='auto', help='sizes of the mesh axes (%(default)s)')
-  parser.add_argument('--json', nargs='?', const='-',
-                      help='print the report as JSON on the last line, or write it to a file')
-  args = parser.parse_args()
+  args = _parser().parse_args()
   flags.FLAGS([sys.argv[0]])  # Lingvo's flags have their defaults
   try:
     aot.prepare()
-    result = report(args.model, args.topology, args.mesh)
+    if args.topology == 'list':
+      result = [topologies.row(t) for t in topologies.listing()]
+      aot_views.show_topologies(result)
+    else:
+      result = run(args)
+      aot_views.show(result)
+      if args.html:
+        with open(args.html, 'w', encoding='utf-8') as f:
+          f.write(aot_views.page(result))
   except _USER_ERRORS as error:
     print(f'aot_report: {error}', file=sys.stderr)
     return 2
-  print_report(result)
   if args.json == '-':
     print(json.dumps(result))
   elif args.json:
     with open(args.json, 'w', encoding='utf-8') as f:
       json.dump(result, f)
-  return 0 if result['fits'] else 3
+  return 0 if isinstance(result, list) or result['fits'] else 3
 
 
 if __name__ == '__main__':

@@ -132,7 +132,7 @@ def explain(artifact: artifact_lib.Artifact, mesh: jax.sharding.Mesh,
   """
   lowered = _lower(program_lib.Program(artifact, mesh), function)
   before, after, messages = compiled(lowered)
-  layers = _layers(artifact)
+  layers = layer_names(artifact)
   logical = device_mesh.Mesh(artifact.mesh_shape, artifact.mesh_axes)
   graph = dataflow.Graph(before, logical, layers)
   whole = reshards.rematerialized(messages)
@@ -178,7 +178,7 @@ def compiled(lowered: jax.stages.Lowered) -> tuple[hlo.Module, hlo.Module, str]:
   return before, hlo.parse(text), messages
 
 
-def _layers(artifact):
+def layer_names(artifact: artifact_lib.Artifact) -> dict[str, str]:
   """What to call the layers that hold weights, and those around them, by path.
 
   A layer of a loop goes by the path of its stacked weights.

@@ -11,7 +11,7 @@ import re
 
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(')
-_SHAPE = re.compile(r'\b(pred|token|[a-z]+\d+\w*)\[([\d,<=]*)\]')
+_SHAPE = re.compile(r'\b(pred|token|[a-z]+\d+\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?')
 _NAME = re.compile(r'%([\w.\-]+)')
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -20,17 +20,41 @@ _CLOSING = {'(': ')', '{': '}', '[': ']'}
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """Of one array: its type in XLA's spelling, such as `bf16`, and its dimensions."""
+  """Of one array: its type in XLA's spelling, such as `bf16`, and its dimensions.
+
+  Attributes:
+    dtype: the type.
+    dims: the dimensions.
+    layout: as in the text, such as `1,0:T(8,128)`: dimensions from the minor one
+      on, and the tiles that a TPU lays them out in. Not compared.
+  """
   dtype: str
   dims: tuple[int, ...]
+  layout: str = dataclasses.field(default='', compare=False)
 
   @property
   def bytes(self) -> int:
     """What the elements take; nothing for a token."""
     if self.dtype == 'token':
       return 0
-    bits = 8 if self.dtype == 'pred' else int(re.search(r'\d+', self.dtype)[0])
-    return math.prod(self.dims) * bits // 8
+    return math.prod(self.dims) * self._bits // 8
+
+  @property
+  def padded_bytes(self) -> int:
+    """What it takes in memory: each dimension a multiple of that of the tile."""
+    order, _, tiling = self.layout.partition(':')
+    tile = re.match(r'T\(([\d,]+)\)', tiling)
+    if not tile or self.dtype == 'token':
+      return self.bytes
+    minor = [self.dims[int(d)] for d in order.split(',') if d]
+    sizes = [int(n) for n in tile[1].split(',')][::-1]
+    minor += [1] * (len(sizes) - len(minor))
+    padded = [-(-n // t) * t for n, t in zip(minor, sizes)] + minor[len(sizes):]
+    return math.prod(padded) * self._bits // 8
+
+  @property
+  def _bits(self):
+    return 8 if self.dtype == 'pred' else int(re.search(r'\d+', self.dtype)[0])
 
   def __str__(self):
     return f'{self.dtype}[{",".join(map(str, self.dims))}]'
@@ -47,6 +71,7 @@ class Instruction:
     operands: names of instructions of the same computation.
     rest: everything after the operands, as text.
     is_root: whether it is the result of its computation.
+    literal: of a constant or a parameter what stands in its brackets.
   """
   name: str
   opcode: str
@@ -54,6 +79,7 @@ class Instruction:
   operands: tuple[str, ...]
   rest: str
   is_root: bool
+  literal: str = ''
 
   @property
   def shape(self) -> Shape:
@@ -64,6 +90,11 @@ class Instruction:
   def bytes(self) -> int:
     """The bytes of the result."""
     return sum(s.bytes for s in self.shapes)
+
+  @property
+  def padded_bytes(self) -> int:
+    """The bytes of the result as it lies in memory."""
+    return sum(s.padded_bytes for s in self.shapes)
 
   @functools.cached_property
   def op_name(self) -> str:
@@ -91,16 +122,24 @@ class Instruction:
     """Computations that it runs, and how often each.
 
     Not those applied to single elements. A loop whose number of rounds XLA does
-    not know counts once.
+    not write down counts once; see `Module.runs`.
     """
     if self.opcode == 'while':
-      rounds = _TRIP_COUNT.search(self.rest)
-      count = int(rounds[1]) if rounds else 1
-      return [(_NAME.search(self.attribute(k))[1], count) for k in ('condition', 'body')]
+      return [(self.loop_part(k), self.rounds or 1) for k in ('condition', 'body')]
     keys = {'call': ['to_apply'], 'fusion': ['calls'], 'async-start': ['calls'],
             'conditional': ['branch_computations', 'true_computation', 'false_computation']}
     return [(name, 1) for key in keys.get(self.opcode, ())
             for name in _NAME.findall(self.attribute(key))]
+
+  @property
+  def rounds(self) -> int | None:
+    """Of a loop, as often as XLA writes that it runs; None if it does not."""
+    known = _TRIP_COUNT.search(self.rest)
+    return int(known[1]) if known else None
+
+  def loop_part(self, key: str) -> str:
+    """The name of a loop's computation: of its `condition` or its `body`."""
+    return _NAME.search(self.attribute(key))[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,15 +156,58 @@ class Module:
   partitions: int
 
   def runs(self) -> dict[str, int]:
-    """How often each computation is run in one run of the program."""
+    """How often each computation is run in one run of the program.
+
+    A loop of which neither XLA nor `rounds_of` knows the rounds counts once.
+    """
     count = dict.fromkeys(self.computations, 0)
     def visit(name, times):
       count[name] += times
       for instruction in self.computations[name].values():
+        again = self.rounds_of(name, instruction) or 1 if instruction.opcode == 'while' else 0
         for called, rounds in instruction.called:
-          visit(called, times * rounds)
+          visit(called, times * (again or rounds))
     visit(self.entry, 1)
     return count
+
+  def rounds_of(self, computation: str, loop: Instruction) -> int | None:
+    """How often a loop runs.
+
+    The TPU compiler's text has no trip counts, but a counted loop shows its own:
+    a counter from a constant, by a constant, to a constant.
+
+    Args:
+      computation: the name of that which the loop is in.
+      loop: an instruction `while`.
+
+    Returns:
+      The rounds, or None if they do not follow from the text.
+    """
+    if loop.rounds is not None:
+      return loop.rounds
+    test, body = (self.computations[loop.loop_part(k)] for k in ('condition', 'body'))
+    compare = _source(test, next(i.name for i in test.values() if i.is_root))
+    if compare.opcode != 'compare' or compare.attribute('direction') not in ('LT', 'NE'):
+      return None
+    counter, limit = (_source(test, name) for name in compare.operands)
+    initial = _source(self.computations[computation], loop.operands[0])
+    result = _source(body, next(i.name for i in body.values() if i.is_root))
+    if counter.opcode != 'get-tuple-element' or {initial.opcode, result.opcode} != {'tuple'}:
+      return None
+    outside = lambda at: _source(self.computations[computation], initial.operands[at])
+    at = int(counter.attribute('index'))
+    if limit.opcode == 'get-tuple-element':  # a constant that the loop carries along
+      carried = int(limit.attribute('index'))
+      kept = _source(body, result.operands[carried])
+      limit = outside(carried) if kept.attribute('index') == str(carried) else limit
+    add = _source(body, result.operands[at])
+    terms = [_source(body, name) for name in add.operands] if add.opcode == 'add' else []
+    step = next((t for t in terms if t.opcode == 'constant'), None)
+    numbers = [_integer(c) for c in (outside(at), step, limit)]
+    if None in numbers or str(at) not in [t.attribute('index') for t in terms]:
+      return None
+    start, step, limit = numbers
+    return max(-((start - limit) // step), 0) if step > 0 else None
 
 
 def parse(text: str) -> Module:
@@ -151,13 +233,28 @@ def parse(text: str) -> Module:
                 int(partitions[1]) if partitions else 1)
 
 
+def _source(computation, name):
+  """The instruction `name`, or that of which it is a copy."""
+  instruction = computation[name]
+  while instruction.opcode in ('copy', 'bitcast') and instruction.operands:
+    instruction = computation[instruction.operands[0]]
+  return instruction
+
+
+def _integer(instruction):
+  """What a constant holds; None of anything else."""
+  is_one = instruction is not None and instruction.opcode == 'constant'
+  return int(instruction.literal) if is_one and re.fullmatch(r'-?\d+', instruction.literal) else None
+
+
 def _instruction(line, found):
   end = _closing(line, found.end() - 1)
-  shapes = tuple(Shape(dtype, tuple(int(n.lstrip('<=')) for n in dims.split(',') if n))
-                 for dtype, dims in _SHAPE.findall(found[3]))
+  shapes = tuple(Shape(dtype, tuple(int(n.lstrip('<=')) for n in dims.split(',') if n), layout)
+                 for dtype, dims, layout in _SHAPE.findall(found[3]))
   return Instruction(
       name=found[2], opcode=found[4], shapes=shapes, is_root=bool(found[1]),
-      operands=tuple(_NAME.findall(line[found.end():end])), rest=line[end + 1:])
+      operands=tuple(_NAME.findall(line[found.end():end])), rest=line[end + 1:],
+      literal=line[found.end():end] if found[4] in ('constant', 'parameter') else '')
 
 
 def _closing(text, start):
