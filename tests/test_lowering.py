@@ -2,9 +2,10 @@
 
 import functools
 import re
+import resource
 
-from jax import export
 import jax
+from jax import export
 from lingvo.core import optimizer as lingvo_optimizer
 from lingvo.core import schedule as lingvo_schedule
 import numpy as np
@@ -235,3 +236,11 @@ def test_an_optimizer_that_the_runtime_lacks(change, message):
   with pytest.raises(lowering.LoweringError, match=message) as error:
     lowering.optimizer_settings(unsupported(change))
   assert '\n' not in str(error.value)
+
+
+def test_constants_of_the_size_of_an_activation_are_not_computed():
+  """Zeros of 4 GiB are described, not made."""
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  function = lambda x: x + tf.zeros([2**16, 2**14])
+  assert len(lowering.lower(function, jax.ShapeDtypeStruct((1, 2**14), np.float32))) < 10_000
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB

@@ -29,6 +29,7 @@ with quiet.libraries():
   # pylint: disable=g-import-not-at-top
   import jax
   from lingvo import model_registry as lingvo_registry
+  import tensorflow as tf
 
   from gshard_tf import lowering
   from gshard_tf import trainer
@@ -37,6 +38,8 @@ with quiet.libraries():
   from gshard_tf.runtime import explanation
   from gshard_tf.runtime import mesh as mesh_lib
   from tools import explanation_views
+
+  tf.config.list_physical_devices()  # complains the first time, where there is no GPU
 
 _USER_ERRORS = (trainer.UnknownModelError, lowering.LoweringError, mesh_lib.MeshError,
                 xla_sharding.ShardingError, OSError)

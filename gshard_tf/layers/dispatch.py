@@ -5,13 +5,18 @@ token, M model. Both forms compute the same values and gradients:
 
 * `einsum`: one-hot masks over flattened slots [G, S, E*C] (2006.16668, section
   3.1, has [G, S, E, C], whose minor dimension a TPU pads to 128).
-* `gather`: indices, with gradients that are gathers too. The built-in gradient
-  of a gather is a scatter over the whole batch, which does not partition.
+* `gather`: indices, with gradients of its own. The built-in gradient of a gather
+  is a scatter over the whole batch, which does not partition.
 """
 
 import tensorflow as tf
 
 from gshard_tf.layers import gating
+
+# Up to this many choices are added up in one fused pass over the tokens. More of
+# them, as where experts choose tokens and so a token has E choices of which few
+# are taken, are added in as many passes as the luckiest token was chosen.
+_FEW_CHOICES = 8
 
 
 def dispatch_einsum(x: tf.Tensor, routing: gating.Routing) -> tf.Tensor:
@@ -49,36 +54,39 @@ def _one_hot_slots(routing, dtype):
 
 def dispatch_gather(x: tf.Tensor, routing: gating.Routing) -> tf.Tensor:
   """As `dispatch_einsum`, by indices."""
-  choice = choice_of_slot(routing)
-  token = tf.where(choice >= 0, choice // routing.slot.shape[2], -1)  # [G, E*C]
-
   # The indices are arguments, since in a tf.Graph what a custom gradient closes
   # over counts as part of it, the gating's variables too.
   @tf.custom_gradient
   def to_slots(x, token, slot):
-    return _take(x, token), lambda dy: (tf.reduce_sum(_take_choices(dy, slot), 2), None, None)
+    return _take(x, token), lambda dy: (_sum_slots(dy, token, slot), None, None)
 
-  return to_slots(x, token, routing.slot)
+  return to_slots(x, _token(choice_of_slot(routing), routing), routing.slot)
 
 
 def combine_gather(y: tf.Tensor, routing: gating.Routing) -> tf.Tensor:
   """As `combine_einsum`, by indices."""
+  # The gates are brought to the slots, so that nothing has a row for each choice.
   @tf.custom_gradient
-  def to_choices(y, slot, choice):
-    def gradient(dz):  # [G, S, K, M]
-      flat = tf.reshape(dz, [dz.shape[0], -1, dz.shape[3]])
-      return _take(flat, choice), None, None
-    return _take_choices(y, slot), gradient
+  def gates(gate, choice, slot):
+    def gradient(dgate):
+      flat = _take(dgate, tf.reshape(slot, [slot.shape[0], -1]))
+      return tf.reshape(flat, slot.shape), None, None
+    return _take(tf.reshape(gate, [gate.shape[0], -1, 1]), choice), gradient
 
-  z = to_choices(y, routing.slot, choice_of_slot(routing))  # [G, S, K, M]
-  return tf.reduce_sum(z * tf.cast(routing.gate, y.dtype)[..., None], 2)
+  @tf.custom_gradient
+  def to_tokens(y, token, slot):
+    return _sum_slots(y, token, slot), lambda dz: (_take(dz, token), None, None)
+
+  choice = choice_of_slot(routing)
+  gate = tf.cast(gates(routing.gate, choice, routing.slot), y.dtype)  # [G, E*C, 1]
+  return to_tokens(y * gate, _token(choice, routing), routing.slot)
 
 
 def choice_of_slot(routing: gating.Routing) -> tf.Tensor:
   """The inverse of `routing.slot`.
 
-  A comparison of all choices with all slots of a group, summed: XLA fuses it
-  into one reduction, and unlike a scatter it partitions along G.
+  By sorting, which partitions along G and takes n log n; a scatter would not
+  partition, and to compare all choices with all slots takes their product.
 
   Args:
     routing: of G groups of S tokens with K choices.
@@ -87,11 +95,20 @@ def choice_of_slot(routing: gating.Routing) -> tf.Tensor:
     int32 [G, E*C]; `s * K + k` of the choice in each slot, -1 where it is empty.
   """
   groups, size, choices = routing.slot.shape
-  slots = tf.range(routing.num_experts * routing.capacity)
-  slot = tf.reshape(routing.slot, [groups, size * choices, 1])
-  here = tf.equal(slot, slots)  # [G, S*K, E*C]
-  number = tf.range(1, size * choices + 1)[:, None]
-  return tf.reduce_sum(tf.where(here, number, 0), 1) - 1
+  slots, number = routing.num_experts * routing.capacity, size * choices
+  slot = tf.reshape(routing.slot, [groups, number])
+  # A marker for each slot, behind the choice that is in it; what is dropped last.
+  key = tf.concat([tf.where(slot >= 0, 2 * slot, 2 * slots),
+                   tf.broadcast_to(2 * tf.range(slots) + 1, [groups, slots])], 1)
+  order = tf.argsort(key, stable=True)
+  marker = tf.argsort(order, stable=True)[:, number:]  # [G, E*C], its place in the order
+  before = tf.gather(order, tf.maximum(marker - 1, 0), batch_dims=1)
+  return tf.where((marker > 0) & (before < number), before, -1)
+
+
+def _token(choice, routing):
+  """The token int32 [G, E*C] in each slot, from its choice; -1 where it is empty."""
+  return tf.where(choice >= 0, choice // routing.slot.shape[2], -1)
 
 
 def _take(rows, index):
@@ -100,8 +117,25 @@ def _take(rows, index):
   return tf.where(index[..., None] >= 0, taken, tf.zeros([], rows.dtype))
 
 
-def _take_choices(y, slot):
-  """y [G, E*C, M] at slot [G, S, K], zeros where it is negative: [G, S, K, M]."""
-  groups, size, choices = slot.shape
-  taken = _take(y, tf.reshape(slot, [groups, size * choices]))
-  return tf.reshape(taken, [groups, size, choices, y.shape[2]])
+def _sum_slots(y, token, slot):
+  """Each token's rows of y [G, E*C, M], given its slots or their tokens: [G, S, M].
+
+  Added in float32: a token may have many choices.
+  """
+  size, choices = slot.shape[1:]
+  add = lambda z, index: z + tf.cast(_take(y, index), tf.float32)
+  z = tf.zeros([y.shape[0], size, y.shape[2]])
+  if choices <= _FEW_CHOICES:
+    for k in range(choices):
+      z = add(z, slot[..., k])
+    return tf.cast(z, y.dtype)
+  by_token = tf.argsort(tf.where(token >= 0, token, size), stable=True)  # [G, E*C], slots
+  count = tf.reduce_sum(tf.cast(slot >= 0, tf.int32), 2)  # [G, S]
+  first = tf.cumsum(count, 1, exclusive=True)
+
+  def add_next(n, z):
+    nth = tf.gather(by_token, tf.minimum(first + n, token.shape[1] - 1), batch_dims=1)
+    return n + 1, add(z, tf.where(n < count, nth, -1))
+
+  most = tf.reduce_max(count)
+  return tf.cast(tf.while_loop(lambda n, z: n < most, add_next, (0, z))[1], y.dtype)

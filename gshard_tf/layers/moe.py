@@ -1,7 +1,7 @@
 """The Mixture-of-Experts feed-forward layer (2006.16668, sections 2.2 and 3.1).
 
 Dimensions: B rows, L positions, G groups, S tokens in a group, E experts, C
-capacity, Z = E*C slots, K experts chosen for a token, M model, H hidden.
+capacity, Z = E*C slots, K experts chosen for a token, M model.
 """
 
 from lingvo.core import py_utils
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from gshard_tf import xla_sharding
 from gshard_tf.layers import dispatch
-from gshard_tf.layers import randomness
+from gshard_tf.layers import experts
 from gshard_tf.layers import router
 from gshard_tf.layers import weights
 from gshard_tf.xla_sharding import annotate
@@ -17,6 +17,7 @@ from gshard_tf.xla_sharding import annotate
 _DISPATCH = {
     'einsum': (dispatch.dispatch_einsum, dispatch.combine_einsum),
     'gather': (dispatch.dispatch_gather, dispatch.combine_gather),
+    'dropless': (None, None),
 }
 
 
@@ -65,8 +66,11 @@ class MoE(weights.Layer):
              'model_dim and num_experts are set here.')
     p.Define('shared', None, 'Params of a FeedForward that every token visits besides; model_dim '
              'is set here.')
-    p.Define('dispatch', 'gather', f'One of {", ".join(_DISPATCH)}.')
+    p.Define('dispatch', 'gather', f'One of {", ".join(_DISPATCH)}; see docs/moe.md. Dropless '
+             "takes no notice of the router's capacity.")
     p.Define('dropout', 0., 'Probability that a hidden unit is dropped in training.')
+    p.Define('experts', experts.Experts.Params(), 'Params of the experts, for their activation; '
+             'their sizes and dropout are set here.')
     return p
 
   def __init__(self, params):
@@ -76,20 +80,24 @@ class MoE(weights.Layer):
                   f'{", ".join(_DISPATCH)}')
     check_groups(p.num_groups, tokens=1)
     _check_mesh(self.path, p.num_experts)
-    self.CreateChild('router', p.router.Copy().Set(
-        model_dim=p.model_dim, num_experts=p.num_experts))
+    router_params = p.router.Copy().Set(model_dim=p.model_dim, num_experts=p.num_experts)
+    if p.dispatch == 'dropless':
+      name = p.router.cls.__name__
+      self._Require(not p.router.cls.NEEDS_CAPACITY, f'dispatch is dropless, but {name} has no '
+                    'meaning without a capacity; choose gather or einsum, or another router')
+      router_params.Set(capacity_factor=None, eval_capacity_factor=None)
+    self.CreateChild('router', router_params)
     if p.shared is not None:
       self.CreateChild('shared', p.shared.Copy().Set(model_dim=p.model_dim))
-    self.CreateWeight('wi', 'emh', (p.num_experts, p.model_dim, p.hidden_dim),
-                      weights.Init.fan_in(p.model_dim, gain=2.))
-    self.CreateWeight('wo', 'ehm', (p.num_experts, p.hidden_dim, p.model_dim),
-                      weights.Init.fan_in(p.hidden_dim))
+    self.CreateChild('experts', p.experts.Copy().Set(
+        model_dim=p.model_dim, hidden_dim=p.hidden_dim, num_experts=p.num_experts,
+        dropout=p.dropout))
 
   def FProp(self, theta, x, paddings, ids=None):
     """Computes the layer.
 
     Args:
-      theta: weights; wi [E, M, H], wo [E, H, M], and those of the children.
+      theta: the weights of the children.
       x: [B, L, M].
       paddings: [B, L]; 1 at padding, which no routed expert sees.
       ids: int32 [B, L], the tokens' ids in the vocabulary, for routers by id.
@@ -112,11 +120,7 @@ class MoE(weights.Layer):
         theta.router, tokens, in_groups(1. - tf.cast(paddings, tf.float32)),
         None if ids is None else in_groups(ids))
 
-    dispatch_fn, combine_fn = _DISPATCH[p.dispatch]
-    xe = annotate(dispatch_fn(tokens, routing), 'gzm')
-    ye = self._experts(theta, xe, routing.capacity)
-    y = annotate(combine_fn(ye, routing), 'gsm')
-
+    y = annotate(self._visit(theta.experts, tokens, routing), 'gsm')
     y = annotate(tf.reshape(y, x.shape), 'blm')
     if p.shared is not None:
       y += self.shared.FProp(theta.shared, x, paddings).y
@@ -124,20 +128,13 @@ class MoE(weights.Layer):
         y=y, aux_loss=self.router.AuxLoss(routing), metrics=_metrics(routing),
         updates=py_utils.NestedMap(router=self.router.Updates(theta.router, routing)))
 
-  def _experts(self, theta, xe, capacity):
-    """Each expert on its own slots: [G, Z, M] -> [G, Z, M].
-
-    The change of annotation from the groups to the experts is what makes the
-    partitioner send tokens between devices by an all-to-all, and back.
-    """
-    groups, slots, dim = xe.shape
-    xe = annotate(tf.reshape(xe, [groups, -1, capacity, dim]), 'gecm')
-    xe = annotate(tf.transpose(xe, [1, 0, 2, 3]), 'egcm')
-    h = tf.nn.relu(annotate(tf.einsum('egcm,emh->egch', xe, theta.wi), 'egch'))
-    h = randomness.dropout(self, h, self.params.dropout, 'egch')
-    ye = annotate(tf.einsum('egch,ehm->egcm', h, theta.wo), 'egcm')
-    ye = annotate(tf.transpose(ye, [1, 0, 2, 3]), 'gecm')
-    return annotate(tf.reshape(ye, [groups, slots, dim]), 'gzm')
+  def _visit(self, theta, tokens, routing):
+    """The weighted sums of the tokens' experts: [G, S, M]."""
+    if self.params.dispatch == 'dropless':
+      return self.experts.FPropDropless(theta, tokens, routing)
+    dispatch_fn, combine_fn = _DISPATCH[self.params.dispatch]
+    xe = annotate(dispatch_fn(tokens, routing), 'gzm')
+    return combine_fn(self.experts.FProp(theta, xe), routing)
 
 
 def _check_mesh(path, num_experts):

@@ -32,8 +32,12 @@ def uniform(layer: base_layer.BaseLayer, shape, letters: str) -> tf.Tensor:
   Returns:
     float32 of that shape, multiples of 2^-24, annotated.
   """
-  key = tf.cast(py_utils.GenerateStepSeedPair(layer.params), tf.uint32)
-  return xla_sharding.annotate(uniform_hash(key, shape), letters)
+  return xla_sharding.annotate(uniform_hash(step_key(layer), shape), letters)
+
+
+def step_key(layer: base_layer.BaseLayer) -> tf.Tensor:
+  """A key, uint32 [2], of one more draw in this step."""
+  return tf.cast(py_utils.GenerateStepSeedPair(layer.params), tf.uint32)
 
 
 def normal(layer: base_layer.BaseLayer, shape, letters: str) -> tf.Tensor:
@@ -67,11 +71,26 @@ def uniform_hash(key: tf.Tensor, shape) -> tf.Tensor:
   for dim in reversed(range(rank - 1)):
     row += _index(shape, dim) * tf.constant(stride % 2**32, tf.uint32)
     stride *= int(shape[dim])
+  return uniform_rows(key, row, int(shape[-1]))
+
+
+def uniform_rows(key: tf.Tensor, row: tf.Tensor, size: int) -> tf.Tensor:
+  """Hashes a key, numbers of rows, and the index of each element in its row.
+
+  Args:
+    key: uint32 [2].
+    row: uint32 [..., 1].
+    size: of a row.
+
+  Returns:
+    float32 [..., size] in [0, 1).
+  """
   # Unmixed, consecutive steps would draw the same rows in another order: row
   # indices and steps are small numbers, and r ^ s has few values.
   key = _mix(_mix(key[0]) ^ key[1])
   row = _mix(_mix(row ^ key) ^ _mix(key + tf.constant(_GOLDEN, tf.uint32)))  # [..., 1]
-  bits = _mix(row ^ (_index(shape, rank - 1) * tf.constant(_GOLDEN, tf.uint32)))
+  column = _index([1] * (row.shape.rank - 1) + [size], row.shape.rank - 1)
+  bits = _mix(row ^ (column * tf.constant(_GOLDEN, tf.uint32)))
   return tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) * 2.**-24
 
 
@@ -103,5 +122,9 @@ def dropout(layer: base_layer.BaseLayer, x: tf.Tensor, rate: float, letters: str
   """
   if layer.do_eval or not rate:
     return x
-  keep = tf.cast(uniform(layer, x.shape, letters) >= rate, x.dtype)
-  return x * keep / (1. - rate)
+  return mask(x, uniform(layer, x.shape, letters), rate)
+
+
+def mask(x: tf.Tensor, uniform_numbers: tf.Tensor, rate: float) -> tf.Tensor:
+  """Zeroes elements where the numbers are under `rate`, and scales the rest by 1/(1-rate)."""
+  return x * tf.cast(uniform_numbers >= rate, x.dtype) / (1. - rate)

@@ -2,7 +2,7 @@
 
 Letters: b rows, l positions, t source positions, m model, h hidden, n heads,
 k size of a head (or choice of a token), r buckets, v vocabulary, g groups,
-s tokens of a group, e experts, c capacity, z slots.
+s tokens of a group, e experts, c capacity, z slots, d devices.
 """
 
 _EXPERT, _MODEL = 'expert', 'model'
@@ -41,6 +41,14 @@ GSHARD = {
     'gecm': (_EXPERT, None, None, None),
     'egcm': (_EXPERT, None, None, None),
     'egch': (_EXPERT, None, None, _MODEL),
+    # dropless experts: tokens whole, sums and blocks of each device
+    'sk': (None, None),
+    'sm': (None, None),
+    'dz': (_EXPERT, None),
+    'dzm': (_EXPERT, None, None),
+    'dzh': (_EXPERT, None, _MODEL),
+    'demh': (_EXPERT, None, None, _MODEL),
+    'dehm': (_EXPERT, None, _MODEL, None),
 }
 
 # As GSHARD, with the vocabulary along both axes, in storage and in the softmax:

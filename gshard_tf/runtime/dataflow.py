@@ -147,13 +147,15 @@ class Graph:
 
   def label(self, instruction: hlo.Instruction) -> str:
     """The letters of the annotation whose layout an instruction still has."""
-    for _ in range(_SEARCH):
-      if self.is_annotation(instruction):
-        return self.origin(instruction).letters
-      same = [o for o in self.operands(instruction) if o.shape.dims == instruction.shape.dims]
-      if not same:
-        return ''
-      instruction = max(same, key=lambda o: any(self.axes(o) or ()))
+    queue, seen = collections.deque([instruction]), {instruction.name}
+    while queue and len(seen) < _SEARCH:
+      found = queue.popleft()
+      if self.is_annotation(found):
+        return self.origin(found).letters
+      same = [o for o in self.operands(found)
+              if o.shape.dims == instruction.shape.dims and o.name not in seen]
+      queue += same
+      seen |= {o.name for o in same}
     return ''
 
   def next_annotations(self, start: hlo.Instruction,

@@ -131,12 +131,12 @@ def explain(artifact: artifact_lib.Artifact, mesh: jax.sharding.Mesh,
     The explanation.
   """
   lowered = _lower(program_lib.Program(artifact, mesh), function)
-  before, compiled, messages = _compile(lowered)
+  before, after, messages = compiled(lowered)
   layers = layer_names(artifact)
   logical = device_mesh.Mesh(artifact.mesh_shape, artifact.mesh_axes)
   graph = dataflow.Graph(before, logical, layers)
   whole = reshards.rematerialized(messages)
-  found = [(c, reshards.explain(c, graph, whole)) for c in collectives.read(compiled)]
+  found = [(c, reshards.explain(c, graph, whole)) for c in collectives.read(after)]
   found.sort(key=lambda pair: (pair[1].fix is None, -pair[0].bytes * pair[0].times))
   return Explanation(logical, _weights(artifact, graph), _activations(graph), found)
 
@@ -158,17 +158,24 @@ def _lower(program, function):
   return jax.jit(call, in_shardings=shardings).lower(theta, *inputs)
 
 
-def _compile(lowered):
-  """The module before the partitioner, the compiled one, and what XLA said."""
+def compiled(lowered: jax.stages.Lowered) -> tuple[hlo.Module, hlo.Module, str]:
+  """Compiles a program.
+
+  Args:
+    lowered: the program.
+
+  Returns:
+    The module before the partitioner, the compiled one, and what XLA said.
+  """
   with tempfile.TemporaryDirectory() as folder:
     with quiet.libraries() as said:
-      compiled = lowered.compile(_OPTIONS | {'xla_dump_to': folder})
+      text = lowered.compile(_OPTIONS | {'xla_dump_to': folder}).as_text()
       messages = said()
     dumps = glob.glob(os.path.join(glob.escape(folder), f'*.before_{_BEFORE}.txt'))
     # XLA compiles small helpers beside the program.
     with open(max(dumps, key=os.path.getsize), encoding='utf-8') as f:
       before = hlo.parse(f.read())
-  return before, hlo.parse(compiled.as_text()), messages
+  return before, hlo.parse(text), messages
 
 
 def layer_names(artifact: artifact_lib.Artifact) -> dict[str, str]:

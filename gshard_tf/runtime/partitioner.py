@@ -96,7 +96,8 @@ def _rewrite(op, mesh):
   dims = [sdy.DimensionShardingAttr.get([sdy.AxisRefAttr.get(a) for a in axes], is_closed=True)
           for axes in mapping]
   with ir.InsertionPoint(op):
-    constraint = sdy.ShardingConstraintOp(x, sdy.TensorShardingAttr.get(_MESH, dims))
+    constraint = sdy.ShardingConstraintOp(x, sdy.TensorShardingAttr.get(_MESH, dims),
+                                          loc=op.location)
   op.results[0].replace_all_uses_with(constraint.results[0])
   op.erase()
 

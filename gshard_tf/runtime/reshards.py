@@ -162,23 +162,31 @@ class _Reshard:
 
 def _reshard(collective, graph, group_axes):
   """The tensor that a collective moves, among those of the operation it is named after."""
-  dtype = collective.shape.dtype
-  itemsize = hlo.Shape(dtype, ()).bytes
+  itemsize = hlo.Shape(collective.shape.dtype, ()).bytes
   sent, got = collective.operand_bytes // itemsize, collective.bytes // itemsize
-  elements = lambda x: math.prod(tiles.shard(graph.mesh, x.shape.dims, graph.axes(x) or ((),) * 9))
+  part = tuple(n // (collective.group_size if d in collective.dimensions else 1)
+               for d, n in enumerate(collective.shape.dims))
+
+  def shard(x):
+    return tiles.shard(graph.mesh, x.shape.dims, graph.axes(x) or ((),) * len(x.shape.dims))
+
+  def unlike(pair):  # the type, and the shape that is sent
+    return pair[1].shape.dtype != collective.shape.dtype, shard(pair[1]) != part
+
   users = graph.named[collective.op_name]
   pairs = [(u, t) for u in users for t in graph.operands(u) if any(graph.axes(t) or ())]
-  fits = [(u, t) for u, t in pairs if elements(t) == sent]
-  for user, tensor in sorted(fits, key=lambda pair: pair[1].shape.dtype != dtype):
+  fits = [pair for pair in pairs if math.prod(shard(pair[1])) == sent]
+  if fits:
+    user, tensor = min(fits, key=unlike)
     return _Reshard(graph, user, tensor, graph.axes(tensor),
                     _after(collective, graph, user, tensor, group_axes))
   for user in users:
     axes = graph.axes(user)
-    if elements(user) == got and axes is not None:
-      gathered = (collective.kind == 'all-gather'
-                  and len(collective.shape.dims) == len(user.shape.dims))
-      before = tuple(a + group_axes * (d in collective.dimensions) for d, a in enumerate(axes))
-      return _Reshard(graph, user, user, before if gathered else None, axes)
+    if math.prod(shard(user)) == got and axes is not None:
+      before = None
+      if collective.kind == 'all-gather' and len(part) == len(axes):
+        before = tuple(a + group_axes * (d in collective.dimensions) for d, a in enumerate(axes))
+      return _Reshard(graph, user, user, before, axes)
   if pairs:  # one of several steps
     user, tensor = max(pairs, key=lambda pair: pair[1].bytes)
     return _Reshard(graph, user, tensor, graph.axes(tensor), None)
@@ -295,8 +303,11 @@ def _missing_fix(reshard):
   origin = graph.origin(user)
   if reshard.goals:
     goal = reshard.goals[0][0]
-    return Fix(f'annotate {graph.origin(goal).letters!r} right after {_at(origin)}',
-               mapping=table_entry(graph.axes(goal) or ()))
+    letters, mapping = graph.origin(goal).letters, table_entry(graph.axes(goal) or ())
+    if user.name in goal.operands:
+      return Fix(f'{_at(origin)} does not keep the layout of {letters!r}, its result: annotate '
+                 'its operands to agree with it', mapping=mapping)
+    return Fix(f'annotate {letters!r} right after {_at(origin)}', mapping=mapping)
   mapping = [()] * len(user.shape.dims)
   if user is not reshard.tensor:
     to = graph.dim_map(user, user.operands.index(reshard.tensor.name))

@@ -66,7 +66,7 @@ def _logdir(tmp_path_factory, corpus_file):
   program = lowered.program(MESH)
   zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), program.state_shapes)
   state = jax.device_put(zeros | {'theta': lowered.talkative()}, program.state_shardings)
-  checkpoints = checkpoint.Checkpoints(str(logdir / 'checkpoints'))
+  checkpoints = checkpoint.Checkpoints(str(logdir / 'checkpoints'), [])
   checkpoints.save(STEP, state, {'position': 36, 'seed': SEED})
   checkpoints.close()
   return logdir

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from gshard_tf import xla_sharding
+from gshard_tf.layers import activations
 from gshard_tf.layers import feed_forward
 from gshard_tf.layers import moe
 from gshard_tf.layers import router
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.slow
 _B, _L, _M, _H, _E = 4, 6, 5, 7, 4
 # Outputs are sums of at most 7 products of order 1, in two orders of summation.
 _ATOL = 1e-5
+_DISPATCHES = ('einsum', 'gather', 'dropless')
 
 
 def moe_params(router_params=None, **kwargs):
@@ -46,13 +48,13 @@ def inputs(seed=0, padding=0.3):
           (rng.random((_B, _L)) < padding).astype(np.float32))
 
 
-@pytest.mark.parametrize('dispatch', ['einsum', 'gather'])
+@pytest.mark.parametrize('dispatch', _DISPATCHES)
 @pytest.mark.parametrize('train', [False, True])
 def test_identical_experts_equal_the_dense_layer(dispatch, train):
   layer, theta = make(top2(second_expert='all', capacity_factor=2. * _E), dispatch=dispatch)
   dense = layers.make(feed_forward.FeedForward.Params().Set(model_dim=_M, hidden_dim=_H))
   dense_theta = layers.draw(dense, 1)
-  theta.wi, theta.wo = (tf.repeat(w[None], _E, 0) for w in (dense_theta.wi, dense_theta.wo))
+  theta.experts.wi, theta.experts.wo = (tf.repeat(w[None], _E, 0) for w in (dense_theta.wi, dense_theta.wo))
   x, paddings = inputs()
   with layers.training() if train else layers.evaluation():
     out = layer.FProp(theta, tf.constant(x), tf.constant(paddings))
@@ -67,11 +69,11 @@ def moe_loop(theta, x):
   logits = x @ theta.router.wg
   best = np.argsort(-logits)[:2]
   gate = np.exp(logits[best] - logits[best[0]])
-  hidden = [np.maximum(x @ theta.wi[e], 0.) for e in best]
-  return sum(g / gate.sum() * h @ theta.wo[e] for g, h, e in zip(gate, hidden, best))
+  hidden = [np.maximum(x @ theta.experts.wi[e], 0.) for e in best]
+  return sum(g / gate.sum() * h @ theta.experts.wo[e] for g, h, e in zip(gate, hidden, best))
 
 
-@pytest.mark.parametrize('dispatch', ['einsum', 'gather'])
+@pytest.mark.parametrize('dispatch', _DISPATCHES)
 def test_equals_a_loop_over_tokens(dispatch):
   layer, theta = make(dispatch=dispatch)
   x, paddings = inputs()
@@ -102,6 +104,45 @@ def test_any_router_goes_with_any_dispatch(name):
     np.testing.assert_allclose(einsum, gather, atol=_ATOL)
 
 
+@pytest.mark.parametrize('activation', activations.ACTIVATIONS)
+def test_forms_of_dispatch_agree_with_room_for_all(activation):
+  x, paddings = inputs()
+  results = []
+  for dispatch in _DISPATCHES:
+    params = moe_params(top2(capacity_factor=None), dispatch=dispatch)
+    params.experts.activation = activation
+    layer = layers.make(params)
+    theta = layers.draw(layer, 0)
+    with layers.training(), tf.GradientTape() as tape:
+      tape.watch(theta.Flatten())
+      out = layer.FProp(theta, tf.constant(x), tf.constant(paddings))
+      loss = tf.reduce_sum(tf.sin(out.y)) + out.aux_loss
+    assert not out.metrics.dropped
+    results.append([out.y, *tape.gradient(loss, theta.Flatten())])
+  for einsum, gather, dropless in zip(*results):
+    np.testing.assert_allclose(gather, einsum, rtol=1e-5, atol=_ATOL)
+    np.testing.assert_allclose(dropless, einsum, rtol=1e-5, atol=_ATOL)
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_dropless_takes_no_notice_of_capacity(train):
+  tight = top2(capacity_factor=.1, eval_capacity_factor=.1, min_capacity=1, second_expert='all')
+  x, paddings = (tf.constant(a) for a in inputs())
+  outs = []
+  for dispatch, router_params in (('dropless', tight), ('gather', top2(
+      capacity_factor=None, second_expert='all'))):
+    layer, theta = make(router_params, dispatch=dispatch)
+    with layers.training() if train else layers.evaluation():
+      outs.append(layer.FProp(theta, x, paddings))
+  assert not outs[0].metrics.dropped
+  np.testing.assert_allclose(outs[0].y, outs[1].y, atol=_ATOL)
+
+
+def test_a_router_that_needs_a_capacity_is_refused_by_dropless():
+  with pytest.raises(ValueError, match='dispatch is dropless, but ExpertChoiceRouter has no meaning'):
+    make(router.ExpertChoiceRouter.Params(), dispatch='dropless')
+
+
 @pytest.mark.parametrize('name', ['all', 'top3', 'noisy', 'sigmoid', 'bounded_expert_choice'])
 def test_order_of_experts_does_not_matter(name):
   layer, theta = make(ROUTERS[name].Copy().Set(eval_capacity_factor=1., min_capacity=1))
@@ -111,7 +152,7 @@ def test_order_of_experts_does_not_matter(name):
     order = np.ravel(rng.permuted(np.reshape(np.arange(_E), [2, -1]), axis=1)[rng.permutation(2)])
   permuted = theta.DeepCopy()
   permuted.router = theta.router.Transform(lambda w: tf.gather(w, order, axis=-1))
-  permuted.wi, permuted.wo = (tf.gather(w, order) for w in (theta.wi, theta.wo))
+  permuted.experts = theta.experts.Transform(lambda w: tf.gather(w, order))
   x, paddings = (tf.constant(a) for a in inputs())
   with layers.evaluation():
     want, got = (layer.FProp(t, x, paddings) for t in (theta, permuted))
@@ -192,8 +233,10 @@ def test_fine_grained_experts_equal_the_experts_that_they_are_slices_of():
   fine, _ = make(topk().Set(k=4), num_experts=2 * _E)
   sliced = theta.DeepCopy()
   sliced.router.wg = tf.repeat(theta.router.wg, 2, axis=-1)
-  sliced.wi = tf.reshape(tf.transpose(tf.reshape(theta.wi, [_E, _M, 2, _H]), [0, 2, 1, 3]), [-1, _M, _H])
-  sliced.wo = tf.reshape(theta.wo, [-1, _H, _M])
+  wi, wo = theta.experts.wi, theta.experts.wo
+  sliced.experts.wi = tf.reshape(
+      tf.transpose(tf.reshape(wi, [_E, _M, 2, _H]), [0, 2, 1, 3]), [-1, _M, _H])
+  sliced.experts.wo = tf.reshape(wo, [-1, _H, _M])
   x, paddings = (tf.constant(a) for a in inputs())
   with layers.evaluation():
     want, got = coarse.FProp(theta, x, paddings), fine.FProp(sliced, x, paddings)
@@ -235,7 +278,7 @@ def test_tokens_that_do_not_split_into_groups_raise():
 @pytest.mark.parametrize('bad, message', [
     (dict(num_experts=1), 'k is 2, but there are 1 experts; set k to 1 at most, or more experts'),
     (dict(num_groups=0), 'num_groups is 0; routing needs 1 at least'),
-    (dict(dispatch='sort'), "dispatch is 'sort'; choose one of einsum, gather"),
+    (dict(dispatch='sort'), "dispatch is 'sort'; choose one of einsum, gather, dropless"),
     (dict(model_dim=0), 'wg of shape (0, 4): set every size'),
     (dict(hidden_dim=0), 'wi of shape (4, 5, 0): set every size'),
 ])

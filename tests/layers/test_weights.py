@@ -138,3 +138,31 @@ def test_an_undeclared_variable_raises():
 def test_letters_that_do_not_fit_the_shape_raise():
   with pytest.raises(ValueError, match=r"layer.w: 2 letters 'mh' for shape \(2, 3, 4\)"):
     layers.make(Mismatched.Params())
+
+
+def test_operations_are_named_after_layer_and_letters():
+  """Of a stack in a graph, annotated for a mesh of one device."""
+  stack = make_stack(False, True)
+  class Whole(dict):
+    """A table that splits nothing."""
+    def __missing__(self, letters):
+      return (None,) * len(letters.partition('_')[0])
+    def __contains__(self, letters):
+      return True
+  specs = weights.weight_specs(stack)
+  with tf.Graph().as_default() as graph:
+    py_utils.GetOrCreateGlobalStepVar()
+    with xla_sharding.partitioning(xla_sharding.Mesh((1,), ('d',)), Whole()):
+      theta = weights.pack(specs, {
+          w.path: w.annotate(tf.zeros(w.shape)) for w in weights.flatten(specs)})
+      stack.FProp(theta, tf.zeros([2, 6, 8]), py_utils.NestedMap(
+          paddings=tf.zeros([2, 6]), ids=tf.zeros([2, 6], tf.int32),
+          self_mask=tf.ones([2, 6, 6], tf.bool)))
+  names = {op.name for op in graph.get_operations() if op.type == 'XlaSharding'}
+  assert {'blocks_1.feed_forward.experts/egcm/XlaSharding',
+          'blocks_1.feed_forward.experts/egcm_1/XlaSharding',
+          'blocks_0.self_attention/blnk/XlaSharding',
+          'blocks_0.feed_forward/mh/XlaSharding'} <= names  # the last one of a weight
+  layers = {w.path.rpartition('.')[0] for w in weights.flatten(specs)}
+  around = {layer.rpartition('.')[0] for layer in layers}
+  assert layers <= {name.split('/')[0] for name in names} <= layers | around

@@ -43,7 +43,7 @@ def losses(logdir):
 
 def saved_state(logdir, step):
   program = lowered.program((2, 1))
-  checkpoints = checkpoint.Checkpoints(str(pathlib.Path(logdir) / 'checkpoints'))
+  checkpoints = checkpoint.Checkpoints(str(pathlib.Path(logdir) / 'checkpoints'), [])
   assert checkpoints.latest_step() == step
   state, place = checkpoints.restore(step, program.state_shapes, program.state_shardings)
   checkpoints.close()
@@ -155,7 +155,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(straight, tmp_path):
   state, place = saved_state(straight[0], 10)
   table = 'target_embedding.table'
   state['theta'][table] = state['theta'][table].at[5].set(np.nan)
-  checkpoints = checkpoint.Checkpoints(str(tmp_path / 'checkpoints'))
+  checkpoints = checkpoint.Checkpoints(str(tmp_path / 'checkpoints'), [])
   checkpoints.save(10, state, place)
   checkpoints.close()
   handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]

@@ -1,0 +1,1 @@
+"""Benchmarks, one module each; `__main__` is the command line."""

@@ -1,41 +1,54 @@
 """Benchmarks.
 
-  python -m tools.bench compile --help
+  python -m tools.bench moe
+  python -m tools.bench moe --experts=8,32 --json=moe.json
+  python -m tools.bench compile --partitions=8,2048 --plot=compile.png
+
+`python -m tools.bench NAME --help` tells what a benchmark measures. A benchmark is
+a module with a docstring, `add_arguments(parser)`, `run(args)`, which returns a
+dict for JSON and raises `timing.BenchError` for a user's mistake, and
+`show(result)`, which prints it.
 """
 
 import argparse
-import importlib
 import json
 import sys
 
-_COMMANDS = {'compile': 'lowering and compile time at 8 to 2048 partitions'}
+from tools.bench import compile as compile_lib
+from tools.bench import moe
+from tools.bench import timing
+
+BENCHMARKS = {'compile': compile_lib, 'moe': moe}
 
 
-def main():
+def _parser():
+  raw = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(prog='python -m tools.bench', description=__doc__, formatter_class=raw)
+  names = parser.add_subparsers(dest='benchmark', required=True)
+  for name, module in BENCHMARKS.items():
+    below = names.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__,
+                             formatter_class=raw)
+    module.add_arguments(below)
+    below.add_argument('--json', nargs='?', const='-', metavar='FILE',
+                       help='print the result as JSON on the last line, or write it to a file')
+  return parser
+
+
+def main() -> int:
   """Runs the command; returns its exit status."""
-  parser = argparse.ArgumentParser(prog='bench', description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  commands = parser.add_subparsers(dest='command', required=True)
-  for name, summary in _COMMANDS.items():
-    module = importlib.import_module(f'tools.bench.{name}')
-    command = commands.add_parser(name, help=summary, description=module.__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
-    module.add_arguments(command)
-    command.add_argument('--json', nargs='?', const='-', metavar='FILE',
-                         help='print the result as JSON on the last line, or write it to a file')
-    command.set_defaults(module=module)
-  args = parser.parse_args()
+  args = _parser().parse_args()
+  module = BENCHMARKS[args.benchmark]
   try:
-    result = args.module.run(args)
-    args.module.show(result)
-    if args.json == '-':
-      print(json.dumps(result))
-    elif args.json:
-      with open(args.json, 'w', encoding='utf-8') as f:
-        json.dump(result, f)
-  except (ValueError, OSError) as error:
-    print(f'bench {args.command}: {error}', file=sys.stderr)
+    result = module.run(args)
+  except timing.BenchError as error:
+    print(f'bench {args.benchmark}: {error}', file=sys.stderr)
     return 2
+  module.show(result)
+  if args.json == '-':
+    print(json.dumps(result))
+  elif args.json:
+    with open(args.json, 'w', encoding='utf-8') as f:
+      json.dump(result, f)
   return 0
 
 
