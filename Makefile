@@ -27,6 +27,9 @@ setup: $(VENV)/.setup  ## Install everything into .venv (3.5 GB, two minutes).
 .PHONY: setup-tpu
 setup-tpu: $(VENV)/.setup-tpu  ## Also install the TPU compiler, for tools.aot_report.
 
+.PHONY: setup-test
+setup-test: $(VENV)/.setup-test  ## Also install what the tests need, and the TPU compiler.
+
 .PHONY: train
 train: setup  ## Train MODEL on MESH devices into LOGDIR for STEPS, then translate and score.
 	$(PYTHON) -m gshard_tf.trainer --model=$(MODEL) --logdir=$(LOGDIR) --mesh=$(MESH) $(if $(STEPS),--max_steps=$(STEPS))
@@ -43,21 +46,21 @@ aot-ladder: setup-tpu  ## Compile the paper's models for its TPUs into LADDER, a
 	$(PYTHON) -m tools.aot_ladder --output=$(LADDER)
 
 .PHONY: test
-test: setup-tpu  ## Run all tests; PYTEST_ARGS="-m 'not slow'" leaves out the long ones.
+test: setup-test  ## Run all tests; PYTEST_ARGS="-m 'not slow'" leaves out the long ones.
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
 .PHONY: bazel-test
-bazel-test: setup-tpu  ## Run all tests under Bazel, offline.
+bazel-test: setup-test  ## Run all tests under Bazel, offline.
 	bazel test //...
 
 # The versions of all packages that nobody asked for by name, from what .venv
 # holds. To renew them: empty requirements/lock.txt, delete .venv, then `make
-# setup-tpu lock` with Debian 12's own Python 3.11.2, the oldest supported (a
+# setup-test lock` with Debian 12's own Python 3.11.2, the oldest supported (a
 # newer 3.11 picks packages that 3.11.2 cannot install).
 .PHONY: lock
-lock: setup-tpu  ## Write requirements/lock.txt from what is installed.
+lock: setup-test  ## Write requirements/lock.txt from what is installed.
 	$(PIP) freeze --all | sed 's/+cpu$$//' > $(VENV)/freeze.txt
-	grep -h == requirements.txt requirements/no_deps.txt requirements/tpu.txt \
+	grep -h == requirements.txt requirements/no_deps.txt requirements/tpu.txt requirements/test.txt \
 	  | grep -vixF -f - $(VENV)/freeze.txt | grep -vE '^(pip|setuptools)==|@ file:' > requirements/lock.txt
 
 $(VENV)/.setup: requirements.txt requirements/lock.txt requirements/no_deps.txt $(LINGVO_OPS)
@@ -68,4 +71,8 @@ $(VENV)/.setup: requirements.txt requirements/lock.txt requirements/no_deps.txt 
 
 $(VENV)/.setup-tpu: $(VENV)/.setup requirements/tpu.txt
 	$(PIP) install --quiet -r requirements/tpu.txt
+	touch $@
+
+$(VENV)/.setup-test: $(VENV)/.setup-tpu requirements/test.txt
+	$(PIP) install --quiet -r requirements/test.txt
 	touch $@

@@ -14,7 +14,7 @@ _DESCRIPTION = 'model.json'
 
 
 class Weight(NamedTuple):
-  """One weight: global shape, type, the mesh axes of each dimension, and its letters.
+  """One weight: global shape, type, the mesh axes each dimension is stored along, its letters.
 
   A stacked weight holds that of several layers along its first dimension;
   `layers` are their paths, and a checkpoint holds them one by one. A weight that

@@ -121,7 +121,11 @@ def _int32(*shape):
 
 
 def weight_records(steps: train_step.Steps) -> list[artifact.Weight]:
-  """The weights with their shardings.
+  """The weights with the shardings that they are stored in.
+
+  A dimension that its axes do not divide, 7 heads on 4 devices, say, is stored
+  whole, since the runtime has no uneven arrays. In the step its annotation holds
+  all the same, and each device computes its share.
 
   Args:
     steps: of a task.
@@ -130,21 +134,24 @@ def weight_records(steps: train_step.Steps) -> list[artifact.Weight]:
     A record for each weight, in order of their paths.
 
   Raises:
-    LoweringError: the mesh does not divide a sharded dimension.
+    LoweringError: the mesh does not divide the experts, of which no device can
+      hold all.
   """
   mesh, records = steps.partitioning.mesh, []
   for spec in steps.specs:
-    axes = tuple(map(xla_sharding.as_axes, spec.axes(steps.partitioning)))
-    own = slice(1 if spec.layers else 0, None)
-    for letter, size, along in zip(spec.letters, spec.shape[own], axes[own]):
+    axes = list(map(xla_sharding.as_axes, spec.axes(steps.partitioning)))
+    first = 1 if spec.layers else 0
+    for dim, letter in enumerate(spec.letters, first):
+      size, along = spec.shape[dim], axes[dim]
       parts = mesh.partitions(along)
-      if size % parts:
-        what = 'experts' if letter == 'e' else f'elements of dimension {letter!r}'
+      if size % parts and letter == 'e':
         raise LoweringError(
-            f'{size} {what} of {spec.path} do not split over {parts} devices '
+            f'{size} experts of {spec.path} do not split over {parts} devices '
             f'(mesh axes {", ".join(along)}); choose a mesh whose axes divide {size}')
+      if size % parts:
+        axes[dim] = ()
     records.append(artifact.Weight(
-        spec.path, spec.shape, np.dtype(steps.params.dtype.as_numpy_dtype).name, axes,
+        spec.path, spec.shape, np.dtype(steps.params.dtype.as_numpy_dtype).name, tuple(axes),
         spec.letters, spec.layers, spec.trainable))
   return records
 

@@ -5,7 +5,7 @@ what. Inside a region, along its mesh axes, every device has a tensor of its own
 and runs the code as it stands. It serves where a local computation is wanted
 that the partitioner cannot guess: a sort within each shard, say.
 
-  with manual_region(mesh, 'data') as region:
+  with manual_region(mesh) as region:
     local = region.enter(x, ('data', None))              # one shard of x
     y = region.leave(tf.sort(local, 0), ('data', None))  # a global tensor again
 
@@ -108,7 +108,9 @@ def manual_to_auto(x: tf.Tensor, mesh: Mesh | None, dims_mapping: DimsMapping,
 
 
 def _region_axes(mesh, axes):
-  return mesh.axis_names if axes is None else as_axes(axes)
+  axes = mesh.axis_names if axes is None else as_axes(axes)
+  mesh.tile_assignment((), axes)  # refuses unknown axes
+  return axes
 
 
 def _unmentioned(axes, dims_mapping):
@@ -116,7 +118,6 @@ def _unmentioned(axes, dims_mapping):
 
 
 def _check(x, mesh, dims_mapping, axes):
-  mesh.tile_assignment([None], axes)  # refuses unknown axes
   if not x.shape.is_fully_defined() or x.shape.rank != len(dims_mapping):
     raise ShardingError(
         f'{len(dims_mapping)} entries in dims mapping {tuple(dims_mapping)} for a tensor of '

@@ -35,6 +35,7 @@ with quiet.libraries():
   from gshard_tf.layers import weights
   from gshard_tf.runtime import loop
   from gshard_tf.runtime import mesh as mesh_lib
+  from gshard_tf.runtime import partitioner
   import model_registry
 
 flags.DEFINE_string('mesh', 'auto', 'Sizes of the mesh axes, such as 8 or 4x2 (experts '
@@ -43,6 +44,8 @@ flags.DEFINE_integer('max_steps', None, "Steps since the beginning; the model's 
                      lower_bound=1)
 flags.DEFINE_integer('seed', 0, 'Of initial weights, dropout, routing and sampling.',
                      lower_bound=0, upper_bound=2**31 - 1)
+flags.DEFINE_enum('partitioner', None, partitioner.NAMES,
+                  "XLA's partitioner; JAX's default (JAX_USE_SHARDY_PARTITIONER) if not given.")
 flags.DEFINE_bool('list', False, 'Print the registered models and exit.')
 flags.DEFINE_string('json', None, '--json prints the result as JSON on the last line, '
                     '--json=FILE writes it there.')
@@ -51,7 +54,8 @@ FLAGS = flags.FLAGS
 
 _USER_ERRORS = (lowering.LoweringError, runners.LogdirError, mesh_lib.MeshError,
                 xla_sharding.ShardingError, corpus.CorpusError, tokenizer.VocabularyError,
-                loop.ResumeError, weights.ParamsError, FloatingPointError)
+                loop.ResumeError, weights.ParamsError, partitioner.PartitionerError,
+                FloatingPointError)
 
 
 class UnknownModelError(ValueError):
@@ -88,6 +92,8 @@ def mesh_sizes(task_params):
   """The sizes in --mesh; sees to it that the CPU stands for that many devices."""
   sizes = mesh_lib.parse(FLAGS.mesh, len(task_params.mesh_axes))
   mesh_lib.set_platform(sizes)
+  if FLAGS.partitioner:
+    partitioner.use(FLAGS.partitioner)
   return sizes
 
 

@@ -16,7 +16,7 @@ from gshard_tf.runtime import partitioner
 FAST = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
-def compile_on(mesh: xla_sharding.Mesh, function, *args, options=None):
+def compile_on(mesh: xla_sharding.Mesh, function, *args, options=None, split_results=False):
   """Lowers and compiles a function.
 
   Args:
@@ -24,6 +24,8 @@ def compile_on(mesh: xla_sharding.Mesh, function, *args, options=None):
     function: from tensors to nested tensors, with annotations.
     *args: nested arrays; they are whole on every device.
     options: more of XLA's compiler options.
+    split_results: whether results stay as the program leaves them; otherwise
+      they are made whole on every device.
 
   Returns:
     What jax.jit's `compile` returns.
@@ -33,7 +35,8 @@ def compile_on(mesh: xla_sharding.Mesh, function, *args, options=None):
   devices = mesh_lib.make(mesh.shape, mesh.axis_names)
   whole = mesh_lib.sharding(devices, ())
   program = partitioner.prepare(exported, devices)
-  return jax.jit(program.call, in_shardings=whole, out_shardings=whole).lower(
+  results = None if split_results else whole
+  return jax.jit(program.call, in_shardings=whole, out_shardings=results).lower(
       *structs).compile(FAST | (options or {}))
 
 

@@ -21,7 +21,8 @@ from tests.lowered import Small
 
 pytestmark = pytest.mark.slow
 
-MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2)]
+# Three devices divide neither the heads nor the vocabularies.
+MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (2, 3)]
 STEP, SEED = 3, 7
 EXPERTS = (Small.NUM_EXPERTS, Small.MODEL_DIM, Small.HIDDEN_DIM)  # [E, M, H]
 # Machine code of less speed, sooner; the partitioned program is the same.
@@ -40,7 +41,7 @@ def compile_train(function, steps, mesh_shape):
   mesh = mesh_lib.make(mesh_shape, sharding.MESH_AXES)
   on = lambda axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
   axes = steps.partitioning.axes
-  theta = {w.path: on(axes(w.letters)) for w in steps.specs}
+  theta = {w.path: on(tuple(a or None for a in w.axes)) for w in lowering.weight_records(steps)}
   return jax.jit(function.call, in_shardings=(theta, on(axes('bl')), on(()), on(()))).lower(
       *jax.tree.unflatten(function.in_tree, function.in_avals)[0]).compile(FAST)
 
@@ -206,7 +207,7 @@ def batch_of(rows):
 
 @pytest.mark.parametrize('mesh_shape, changes, message', [
     ((3, 1), dict(), r'8 experts of \S+wi do not split over 3 devices .*choose a mesh'),
-    ((1, 5), dict(), r'do not split over 5 devices \(mesh axes model\); choose a mesh whose axes'),
+    ((5, 1), dict(), r'do not split over 5 devices \(mesh axes expert\); choose a mesh whose axes'),
     ((8, 1), dict(batch=batch_of(12)),
      r'12 rows of a batch do not split over 8 devices .*expert.*multiple of 8'),
     ((8, 1), dict(task_params=lowered.task(DECODE_ROWS=12, NUM_GROUPS=4)),

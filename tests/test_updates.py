@@ -85,7 +85,7 @@ def test_every_step_moves_the_bias_by_the_rate():
 
 def test_a_checkpoint_keeps_the_bias(tmp_path):
   state, biases = after_steps(3)
-  checkpoints = checkpoint.Checkpoints(str(tmp_path))
+  checkpoints = checkpoint.Checkpoints(str(tmp_path), program().artifact.weights)
   checkpoints.save(3, state, {})
   restored, _ = checkpoints.restore(3, program().state_shapes, program().state_shardings)
   checkpoints.close()

@@ -15,29 +15,35 @@ from gshard_tf.layers import randomness
 from gshard_tf.layers import weights
 from gshard_tf.xla_sharding import annotate
 
-_BITS = {2: tf.int16, 4: tf.int32, 8: tf.int64}  # integers of so many bytes
+_MANY_ROWS = 128  # from here on, of 64, 128 and 1024 rows, XLA's order is not slower
 
 
 @tf.custom_gradient
 def product(x: tf.Tensor, w: tf.Tensor):
-  """Each expert's rows times its weight, with a gradient that reads weights in order.
+  """Each expert's rows times its weight.
 
-  XLA's own order for the CPU contracts the last dimension of the weights as the
-  second factor, for which it packs them anew, transposed: with a few rows for each
-  expert that takes five times as long as to have the weights first.
+  The gradient of few rows has the weights as the first factor. XLA's own order
+  contracts the last dimension of the weights as the second factor, for which the
+  CPU packs them anew, transposed: of 16 rows for each of 512 experts all products
+  together then take twice as long. With many rows that is no loss, and a transpose
+  of the rows would be one. (`python -m tools.bench moe`; docs/moe.md.)
 
   Args:
-    x: [E, G, C, M].
+    x: [E, G, C, M]; G*C rows for each expert.
     w: [E, M, H].
 
   Returns:
     [E, G, C, H].
   """
+  rows = lambda a: tf.reshape(a, [a.shape[0], -1, a.shape[3]])
+
   def gradient(dy):
-    dx = tf.einsum('emh,egch->emgc', w, dy)
-    # As integers, since XLA folds the transpose of a product into that other order.
-    bits = tf.transpose(tf.bitcast(dx, _BITS[dx.dtype.size]), [0, 2, 3, 1])
-    return tf.bitcast(bits, dx.dtype), tf.einsum('egcm,egch->emh', x, dy)
+    if x.shape[1] * x.shape[2] >= _MANY_ROWS:
+      dx = tf.einsum('egch,emh->egcm', dy, w)
+    else:
+      # Of three dimensions, XLA would fold the transpose into the other order.
+      dx = tf.transpose(tf.einsum('emh,egch->emgc', w, dy), [0, 2, 3, 1])
+    return dx, tf.matmul(rows(x), rows(dy), transpose_a=True)
 
   return tf.einsum('egcm,emh->egch', x, w), gradient
 
@@ -82,8 +88,7 @@ class Experts(weights.Layer):
     groups, slots, dim = x.shape
     x = annotate(tf.reshape(x, [groups, self.params.num_experts, -1, dim]), 'gecm')
     x = annotate(tf.transpose(x, [1, 0, 2, 3]), 'egcm')
-    h = self._activation.hidden(
-        lambda w: annotate(product(x, w), 'egch'), theta)
+    h = self._activation.hidden(lambda w: annotate(product(x, w), 'egch'), theta)
     h = randomness.dropout(self, h, self.params.dropout, 'egch')
     y = annotate(product(h, theta.wo), 'egcm')
     y = annotate(tf.transpose(y, [1, 0, 2, 3]), 'gecm')

@@ -47,8 +47,10 @@ def normal(layer: base_layer.BaseLayer, shape, letters: str) -> tf.Tensor:
 
 def to_normal(x: tf.Tensor) -> tf.Tensor:
   """Uniform numbers of `uniform` to standard normal ones."""
-  # By the inverse of the distribution function; half a step off 0, where it is infinite.
-  return math.sqrt(2.) * tf.math.erfinv(2. * x - (1. - 2.**-24))
+  # By the inverse of the distribution function; half a step off 0, where it is
+  # infinite, and of negative numbers alone, since TensorFlow rounds the greatest to 1.
+  y = 2. * x - (1. - 2.**-24)
+  return -math.sqrt(2.) * tf.sign(y) * tf.math.erfinv(-tf.abs(y))
 
 
 def hash_bits(x: tf.Tensor, seed: int) -> tf.Tensor:

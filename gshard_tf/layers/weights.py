@@ -160,10 +160,10 @@ class Layer(base_layer.BaseLayer):
     sharding = {}
     here = xla_sharding.current()
     if here.mesh is not None:  # for Lingvo's own TPU executor
-      axis = {n: i for i, n in enumerate(here.mesh.axis_names)}
-      axes = [xla_sharding.as_axes(a) for a in here.axes(letters)]
-      sharding = dict(device_mesh=here.mesh.devices,
-                      tensor_split_dims_mapping=[axis[a[0]] if a else -1 for a in axes])
+      # A dimension may lie along several axes of the mesh, and Lingvo's mapping names one for
+      # each: so the weight gets a mesh of its own, with an axis for each of its dimensions.
+      tiles, _ = here.mesh.tile_assignment(here.axes(letters))
+      sharding = dict(device_mesh=tiles, tensor_split_dims_mapping=list(range(len(letters))))
     self.CreateVariable(name, py_utils.WeightParams(
         shape=list(shape), dtype=self.params.dtype,
         init=py_utils.WeightInit.CustomVarInit(
@@ -172,7 +172,6 @@ class Layer(base_layer.BaseLayer):
   def StackedSpecs(self, specs: py_utils.NestedMap) -> py_utils.NestedMap:
     """The specs of this layer as its `theta` has them; a layer may stack some."""
     return specs
-
 
   def _Require(self, holds: bool, otherwise: str):
     """Raises ParamsError, of this layer, with the message `otherwise`."""

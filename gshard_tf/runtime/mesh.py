@@ -70,20 +70,23 @@ def automatic(devices: int, num_axes: int, last: int = 1) -> tuple[int, ...]:
   return (devices // last,) + (1,) * (num_axes - 2) + (last,) if num_axes > 1 else (devices,)
 
 
-def make(sizes: tuple[int, ...] | None, axis_names: Sequence[str],
-         last: int = 1) -> jax.sharding.Mesh:
+def make(sizes: tuple[int, ...] | None, axis_names: Sequence[str], last: int = 1,
+         order: np.ndarray | None = None) -> jax.sharding.Mesh:
   """A mesh of the devices there are.
 
   Args:
     sizes: sizes of the axes; None for those of `automatic`.
     axis_names: names of the axes.
     last: see `automatic`.
+    order: which device stands where, an int array with `prod(sizes)` elements,
+      for instance from `gshard_tf.device_order`; as they are numbered by default.
+      The programs need not know: their annotations number places in the mesh.
 
   Returns:
     The mesh.
 
   Raises:
-    MeshError: there are fewer devices than the mesh has.
+    MeshError: there are fewer devices than the mesh has, or `order` is none.
   """
   with quiet.libraries():
     devices = jax.devices()
@@ -93,7 +96,11 @@ def make(sizes: tuple[int, ...] | None, axis_names: Sequence[str],
   if need > len(devices):
     raise MeshError(f'a mesh of {"x".join(map(str, sizes))} needs {need} devices; '
                     f'{len(devices)} of platform {devices[0].platform} are here')
-  return jax.sharding.Mesh(np.array(devices[:need]).reshape(sizes), axis_names)
+  order = np.arange(need) if order is None else np.asarray(order).flatten()
+  if sorted(order) != list(range(need)):
+    raise MeshError(f'the device order of a mesh of {"x".join(map(str, sizes))} must hold each of '
+                    f'0..{need - 1} once, got {order.size} ids')
+  return jax.sharding.Mesh(np.array(devices)[order].reshape(sizes), axis_names)
 
 
 def sharding(mesh: jax.sharding.Mesh, axes: Sequence[Sequence[str]]) -> jax.sharding.NamedSharding:

@@ -57,8 +57,9 @@ def layer_of(router_params, reference, first, second, groups):
   theta = layers.draw(layer, 0)
   theta.router.wg = tf.constant(numpy(reference.router.classifier.weight).T)
   experts = reference.experts.values()
-  theta.wi, theta.wo = (tf.constant(np.stack([numpy(getattr(e, name).weight).T for e in experts]))
-                        for name in (first, second))
+  theta.experts.wi, theta.experts.wo = (
+      tf.constant(np.stack([numpy(getattr(e, name).weight).T for e in experts]))
+      for name in (first, second))
   return layer, theta
 
 

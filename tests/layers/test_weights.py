@@ -6,6 +6,7 @@ from lingvo.core import py_utils
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.compiler.xla.experimental import xla_sharding as tf_xla_sharding
 
 from gshard_tf import xla_sharding
 from gshard_tf.layers import feed_forward
@@ -74,7 +75,7 @@ def test_flatten_is_in_order_of_paths_and_pack_is_its_inverse(stack):
   assert paths == sorted(set(paths))
   packed = weights.pack(specs, {w.path: w.shape for w in flat})
   assert isinstance(packed.blocks, list)
-  assert packed.blocks[1].feed_forward.wi == (2, 8, 6)
+  assert packed.blocks[1].feed_forward.experts.wi == (2, 8, 6)
   assert weights.flatten(weights.pack(specs, {w.path: w for w in flat})) == flat
 
 
@@ -82,10 +83,10 @@ def test_pairs_follow_the_part(stack):
   specs = weights.weight_specs(stack)
   assert all(a is b for a, b in weights.pairs(specs, specs))
   assert len(list(weights.pairs(specs, specs))) == len(weights.flatten(specs))
-  part = py_utils.NestedMap(norm=py_utils.NestedMap(), blocks=[
-      py_utils.NestedMap(), py_utils.NestedMap(feed_forward=py_utils.NestedMap(wi=7))])
+  part = py_utils.NestedMap(norm=py_utils.NestedMap(), blocks=[py_utils.NestedMap(), py_utils.NestedMap()])
+  part.blocks[1].feed_forward = py_utils.NestedMap(router=py_utils.NestedMap(wg=7))
   (spec, value), = weights.pairs(specs, part)
-  assert (spec.path, value) == ('blocks_1.feed_forward.wi', 7)
+  assert (spec.path, value) == ('blocks_1.feed_forward.router.wg', 7)
 
 
 def test_lingvo_initialises_its_variables_to_the_same_values():
@@ -100,16 +101,21 @@ def test_lingvo_initialises_its_variables_to_the_same_values():
     np.testing.assert_allclose(variables[name], initial(w, 5), rtol=1e-6)
 
 
-def test_lingvo_learns_the_sharding_of_a_weight(monkeypatch):
+@pytest.mark.parametrize('hm', [('model', 'expert'), (None, ('model', 'expert')), ('expert', None)])
+def test_lingvo_learns_the_sharding_of_a_weight(monkeypatch, hm):
+  """What Lingvo makes of a declaration is the sharding that the annotation of the weight has."""
   declared = {}
   monkeypatch.setattr(feed_forward.FeedForward, 'CreateVariable',
                       lambda self, name, params, trainable: declared.update({name: params}))
   mesh = xla_sharding.Mesh((4, 2), ('expert', 'model'))
-  with xla_sharding.partitioning(mesh, {'mh': (None, 'model'), 'hm': ('model', 'expert')}):
-    feed_forward.FeedForward.Params().Set(name='layer', model_dim=8, hidden_dim=4).Instantiate()
-  assert declared['wi'].tensor_split_dims_mapping == [-1, 1]
-  assert declared['wo'].tensor_split_dims_mapping == [1, 0]
-  np.testing.assert_array_equal(declared['wo'].device_mesh, mesh.devices)
+  with xla_sharding.partitioning(mesh, {'mh': (None, 'model'), 'hm': hm}):
+    feed_forward.FeedForward.Params().Set(name='layer', model_dim=8, hidden_dim=8).Instantiate()
+  for name, mapping in (('wi', (None, 'model')), ('wo', hm)):
+    lingvo = tf_xla_sharding.mesh_split_sharding(
+        declared[name].device_mesh, declared[name].tensor_split_dims_mapping).proto
+    ours = xla_sharding.Mesh((4, 2), ('expert', 'model')).tile_assignment(mapping)[0]
+    assert tuple(lingvo.tile_assignment_dimensions) == ours.shape
+    assert list(lingvo.tile_assignment_devices) == ours.flatten().tolist()
 
 
 class Undeclared(weights.Layer):

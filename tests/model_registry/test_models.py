@@ -79,6 +79,11 @@ def count(cls, select=lambda w: True):
   return sum(int(np.prod(w.shape, dtype=np.int64)) for w in steps_of(cls).specs if select(w))
 
 
+def own_paths(w):
+  """The paths of a weight of each layer, whether they are stacked or not."""
+  return w.layers or (w.path,)
+
+
 def is_expert(w):
   return w.letters in ('emh', 'ehm')
 
@@ -97,8 +102,8 @@ PAPER = {
 @pytest.mark.parametrize('cls', PAPER, ids=lambda cls: cls.__name__)
 def test_the_ladder_has_the_experts_and_weights_of_the_paper(cls):
   billions, experts, layers = PAPER[cls]
-  wi = [w for w in steps_of(cls).specs if w.letters == 'emh']
-  assert [w.shape for w in wi] == [(experts, 1024, 8192)] * (layers // 2)
+  wi = [w.shape[-3:] for w in steps_of(cls).specs if w.letters == 'emh' for _ in own_paths(w)]
+  assert wi == [(experts, 1024, 8192)] * (layers // 2)
   # The table rounds down: the 128 * 18 = 2304 experts of its "37B", of 16.8M
   # weights each, are already 38.65B; so all weights have a wider margin than
   # the experts alone.
@@ -106,7 +111,7 @@ def test_the_ladder_has_the_experts_and_weights_of_the_paper(cls):
   assert count(cls, is_expert) / 1e9 == pytest.approx(billions, rel=.05)
   assert count(cls) / 1e9 == pytest.approx(billions, rel=.07)
   # The paper prints 36684 and 12228 for two of them, with digits transposed.
-  total = sum(w.shape[0] for w in wi)
+  total = sum(shape[0] for shape in wi)
   assert total == {2048: {36: 36864, 12: 12288}, 512: {36: 9216, 12: 3072}, 128: {36: 2304, 12: 768}}[experts][layers]
   assert cls.NUM_GROUPS == experts  # one expert and one group a core
   assert cls.ROWS * cls.SOURCE_LENGTH == (2**22 if experts == 2048 else 2**20)
@@ -115,8 +120,13 @@ def test_the_ladder_has_the_experts_and_weights_of_the_paper(cls):
 def test_the_dense_baseline_has_the_weights_of_the_paper():
   assert count(m4.T96L) / 1e9 == pytest.approx(2.3, rel=.05)
   assert not count(m4.T96L, is_expert)
-  blocks = {tuple(w.path.split('.')[:2]) for w in steps_of(m4.T96L).specs if w.letters == 'mh'}
+  blocks = {tuple(path.split('.')[:2]) for w in steps_of(m4.T96L).specs if w.letters == 'mh'
+            for path in own_paths(w)}
   assert len(blocks) == 96
+
+
+def test_the_model_of_a_trillion_weights_has_a_trillion():
+  assert count(m4.MoE1T) / 1e12 == pytest.approx(1., rel=.05)
 
 
 def active_feed_forward_weights(cls):

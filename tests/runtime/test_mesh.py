@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from gshard_tf import device_order
 from gshard_tf.runtime import mesh as mesh_lib
 
 AXES = ('expert', 'model')
@@ -50,3 +51,10 @@ def test_sharding_of_dimensions_along_no_one_and_two_axes():
   assert shard((('expert',),), (16, 24)) == (4, 24)
   assert shard(((), ('model',)), (16, 24)) == (16, 12)
   assert shard((('expert', 'model'), ()), (16, 24)) == (2, 24)
+
+
+def test_make_lays_devices_in_a_given_order():
+  mesh = mesh_lib.make((4, 2), AXES, order=device_order.slice_2d(2, 2).reshape(4, 2))
+  assert [d.id for d in mesh.devices.flat] == device_order.slice_2d(2, 2).flatten().tolist()
+  with pytest.raises(mesh_lib.MeshError, match=r'mesh of 4x2 must hold each of 0\.\.7 once, got 4 ids'):
+    mesh_lib.make((4, 2), AXES, order=np.arange(4))
