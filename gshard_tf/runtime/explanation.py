@@ -25,6 +25,7 @@ from gshard_tf.runtime import reshards
 from gshard_tf.runtime import tiles
 
 _BEFORE = 'spmd-partitioning'  # the pass of XLA
+_XLA_TYPES = {'float32': 'f32', 'bfloat16': 'bf16', 'float16': 'f16', 'float64': 'f64'}
 # Machine code of less speed, sooner; the partitioned program is the same.
 _OPTIONS = {'xla_backend_optimization_level': 0, 'xla_dump_hlo_pass_re': _BEFORE,
             'xla_dump_emitter_re': 'none'}
@@ -206,9 +207,6 @@ def _weights(artifact, graph):
         layer, name, letters.get(w.path, ''), hlo.Shape(dtype, w.shape), w.axes,
         hlo.Shape(dtype, tiles.shard(graph.mesh, w.shape, w.axes))))
   return found
-
-
-_XLA_TYPES = {'float32': 'f32', 'bfloat16': 'bf16', 'float16': 'f16', 'float64': 'f64'}
 
 
 def _activations(graph):

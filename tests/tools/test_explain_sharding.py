@@ -34,8 +34,8 @@ def test_two_meshes_beside_each_other(tmp_path):
     assert {'kind', 'bytes', 'op', 'layer'} <= row.keys()
   line, plane = report['meshes']
   assert (line['mesh'], plane['mesh']) == ({'expert': 8, 'model': 1}, {'expert': 4, 'model': 2})
-  assert line['weights'] == report['weights']
-  wi = [next(w for w in r['weights'] if w['layer'] == 'encoder.blocks_1.feed_forward'
+  assert line['weights'] == report['weights'] and not plane['unrequested']
+  wi = [next(w for w in r['weights'] if w['layer'] == 'encoder.blocks_1.feed_forward.experts'
              and w['name'] == 'wi') for r in (line, plane)]
   assert [w['device_shape'] for w in wi] == [[1, 32, 64], [2, 32, 32]]
   text = page.read_text()
