@@ -250,13 +250,13 @@ class Region:
     if abs(by) >= n:
       return tf.zeros_like(x)
     stack = self._collect(x, axes)  # [devices along others, n, ...]
-    # Slices that change places are what the partitioner makes a collective-permute of.
-    first, last = stack[:, :-by], stack[:, -by:]
-    if not wrap and by > 0:
-      last = tf.zeros_like(last)
-    elif not wrap:
-      first = tf.zeros_like(first)
-    moved = tf.concat([last, first], 1)
+    # Two slices that change places are a rotation, of which the partitioner makes one
+    # collective-permute.
+    moved = tf.concat([stack[:, -by:], stack[:, :-by]], 1)
+    if not wrap:
+      origin = tf.range(n) - by
+      inside = tf.reshape((origin >= 0) & (origin < n), [1, n] + [1] * x.shape.rank)
+      moved = tf.where(inside, moved, tf.zeros_like(moved))
     return self.enter(moved, (self._others(axes), axes, *[None] * x.shape.rank))[0, 0]
 
   def _others(self, axes):

@@ -16,7 +16,11 @@ the experiment owns one table from letters to mesh axes:
 Without a mesh `annotate` is the identity. With one it always emits the
 annotation, and a key that the table lacks is an error.
 
-An annotation acts on the gradient of a tensor as on the tensor itself.
+An annotation acts on the gradient of a tensor as on the tensor itself. A dimension
+that its devices do not divide is split all the same, the last shards padded.
+
+Code for one shard stands in a manual region (`manual_region`, `auto_to_manual`,
+`manual_to_auto`). docs/sharding.md goes through all of it by examples.
 """
 
 import contextlib

@@ -2,15 +2,12 @@
 
 import functools
 
-from jax import export
 import jax
 import numpy as np
 import tensorflow as tf
 
-from gshard_tf import lowering
+from gshard_tf import spmd
 from gshard_tf import xla_sharding
-from gshard_tf.runtime import mesh as mesh_lib
-from gshard_tf.runtime import partitioner
 
 # Machine code of less speed, sooner; the partitioned program is the same.
 FAST = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True,
@@ -18,27 +15,9 @@ FAST = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes'
 
 
 def compile_on(mesh: xla_sharding.Mesh, function, *args, options=None, split_results=False):
-  """Lowers and compiles a function.
-
-  Args:
-    mesh: the devices' names.
-    function: from tensors to nested tensors, with annotations.
-    *args: nested arrays; they are whole on every device.
-    options: more of XLA's compiler options.
-    split_results: whether results stay as the program leaves them; otherwise
-      they are made whole on every device.
-
-  Returns:
-    What jax.jit's `compile` returns.
-  """
-  structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), args)
-  exported = export.deserialize(bytearray(lowering.lower(function, *structs)))
-  devices = mesh_lib.make(mesh.shape, mesh.axis_names)
-  whole = mesh_lib.sharding(devices, ())
-  program = partitioner.prepare(exported, devices)
-  results = None if split_results else whole
-  return jax.jit(program.call, in_shardings=whole, out_shardings=results).lower(
-      *structs).compile(FAST | (options or {}))
+  """`spmd.compile` in little time; `options` are more of XLA's compiler options."""
+  return spmd.compile(function, mesh, *args, options=FAST | (options or {}),
+                      split_results=split_results)
 
 
 def value_and_gradients(function, *args):
