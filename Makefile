@@ -61,7 +61,7 @@ bazel-test: setup-test  ## Run all tests under Bazel, offline.
 lock: setup-test  ## Write requirements/lock.txt from what is installed.
 	$(PIP) freeze --all | sed 's/+cpu$$//' > $(VENV)/freeze.txt
 	grep -h == requirements.txt requirements/no_deps.txt requirements/tpu.txt requirements/test.txt \
-	  | grep -vixF -f - $(VENV)/freeze.txt | grep -vE '^(pip|setuptools)==|@ file:' > requirements/lock.txt
+	  | sed 's/ *#.*//' | grep -vixF -f - $(VENV)/freeze.txt | grep -vE '^pip==|@ file:' > requirements/lock.txt
 
 $(VENV)/.setup: requirements.txt requirements/lock.txt requirements/no_deps.txt $(LINGVO_OPS)
 	test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)

@@ -37,8 +37,8 @@ def figures(model: type, name: str, topology_name: str, mesh_text: str = 'auto')
     mesh_text: sizes of the mesh axes, or auto.
 
   Returns:
-    A dict as README.md describes it for `tools.aot_report`; bytes and
-    seconds; what depends on a program that fits is None where it does not.
+    What `tools.aot_report` writes as JSON, in bytes and seconds; docs/scaling.md
+    explains the figures. What only a program that fits has is None otherwise.
 
   Raises:
     aot.TopologyError: libtpu does not know the topology.

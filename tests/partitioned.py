@@ -13,7 +13,8 @@ from gshard_tf.runtime import mesh as mesh_lib
 from gshard_tf.runtime import partitioner
 
 # Machine code of less speed, sooner; the partitioned program is the same.
-FAST = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+FAST = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True,
+        'xla_cpu_use_fusion_emitters': False, 'xla_cpu_parallel_codegen_split_count': 1}
 
 
 def compile_on(mesh: xla_sharding.Mesh, function, *args, options=None, split_results=False):

@@ -17,6 +17,7 @@ from gshard_tf import train_step
 from gshard_tf.params import sharding
 from gshard_tf.runtime import mesh as mesh_lib
 from tests import lowered
+from tests import partitioned
 from tests.lowered import Small
 
 pytestmark = pytest.mark.slow
@@ -25,8 +26,7 @@ pytestmark = pytest.mark.slow
 MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (2, 3)]
 STEP, SEED = 3, 7
 EXPERTS = (Small.NUM_EXPERTS, Small.MODEL_DIM, Small.HIDDEN_DIM)  # [E, M, H]
-# Machine code of less speed, sooner; the partitioned program is the same.
-FAST = {'xla_backend_optimization_level': 0}
+FAST = partitioned.FAST
 SCALAR = jax.ShapeDtypeStruct((), np.int32)
 
 

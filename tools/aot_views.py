@@ -20,10 +20,10 @@ _PARTS = {
 
 
 def gib(n: int | None) -> str:
-  """Bytes in GiB; less than a hundredth in MiB."""
+  """Bytes in GiB; less than a tenth in MiB."""
   if n is None:
     return _NONE
-  return f'{n / 2**30:,.2f} GiB' if abs(n) >= 2**30 / 100 else f'{n / 2**20:,.2f} MiB'
+  return f'{n / 2**30:,.2f} GiB' if abs(n) >= 2**30 / 10 else f'{n / 2**20:,.2f} MiB'
 
 
 def seconds(s: float | None) -> str:

@@ -1,34 +1,13 @@
-"""Reading what the TPU compiler says."""
+"""Compiling for TPUs that are not there."""
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 from gshard_tf.runtime import aot
-
-_HLO = '''
-  %a2a = (f32[1,16,64]{2,1,0}, /*index=1*/f32[1,16,64]{2,1,0}) all-to-all(%x, %y), channel_id=1
-  %ag = bf16[256,64]{1,0:T(8,128)} all-gather(%z), channel_id=2
-  %ar = (f32[8]{0}, pred[]) all-reduce-start(%u, %v), channel_id=3
-  %done = (f32[8]{0}, pred[]) all-reduce-done(%ar)
-  %dot = f32[8,8]{1,0} dot(%u, %v)
-'''
-
-
-def test_counts_collectives_once_with_the_bytes_of_their_results():
-  assert aot.collectives(_HLO) == {
-      'all-to-all': aot.Collectives(1, 2 * 16 * 64 * 4),
-      'all-gather': aot.Collectives(1, 256 * 64 * 2),
-      'all-reduce': aot.Collectives(1, 8 * 4 + 1)}
-
-
-def test_counts_the_collectives_of_a_program_of_known_shape():
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ('d',))
-  split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-                  for axes in (('d',), ()))
-  text = jax.jit(lambda x: x * 2, in_shardings=split, out_shardings=whole).lower(
-      jax.ShapeDtypeStruct((64, 3), np.float32)).compile().as_text()
-  assert aot.collectives(text) == {'all-gather': aot.Collectives(1, 64 * 3 * 4)}
+from gshard_tf.runtime import mesh as mesh_lib
+from gshard_tf.runtime import topologies
+from tests.runtime import tpu_programs
 
 
 @pytest.mark.parametrize('topology, sizes, part', [
@@ -39,3 +18,51 @@ def test_a_topology_that_cannot_be_had(topology, sizes, part):
   aot.prepare()
   with pytest.raises(aot.TopologyError, match=part):
     aot.topology_mesh(topology, sizes, ('expert', 'model'))
+
+
+def test_the_last_axis_takes_what_the_model_asks_for():
+  aot.prepare()
+  mesh = lambda last: aot.topology_mesh('v3:2x2', None, ('expert', 'model'), last)
+  assert dict(mesh(2).shape) == dict(expert=4, model=2)
+  assert dict(mesh(1).shape) == dict(expert=8, model=1)
+  with pytest.raises(mesh_lib.MeshError, match='do not split'):
+    mesh(3)
+
+
+def test_a_program_that_does_not_fit_is_refused_with_its_buffers():
+  size = 40_000  # 6 GB a square
+  def product(w, x):
+    with jax.named_scope('decoder.blocks_7.feed_forward'):
+      return jnp.tanh(w @ x)
+  report = aot.compile_program(
+      tpu_programs.lower(product, (size, size), (size, size)), topologies.find('v3:2x2'))
+  assert not report.fits
+  assert report.hbm_limit == pytest.approx(topologies.find('v3:2x2').generation.hbm_limit, rel=.001)
+  assert report.memory['total'] > report.hbm_limit
+  assert report.flops_per_core is None and not report.collectives
+  largest = report.buffers[0]
+  assert largest.bytes >= size**2 * 4
+  assert any('decoder.blocks_7.feed_forward' in b.op_name for b in report.buffers[:4])
+
+
+def test_a_program_that_fits_has_everything():
+  report = aot.compile_program(
+      tpu_programs.lower(tpu_programs.looped, (tpu_programs.LAYERS, 512, 512), (2048, 512)),
+      topologies.find('v3:2x2'))
+  assert report.fits and report.partitions == 8
+  assert report.hbm_limit > report.memory['total'] > report.memory['arguments']
+  cost = tpu_programs.compiled(tpu_programs.looped).cost_analysis()
+  # Of the five rounds XLA counts one.
+  assert report.flops_per_core == pytest.approx(tpu_programs.LAYERS * cost['flops'])
+  assert cost['optimal_seconds'] < report.estimated_step_seconds < tpu_programs.LAYERS * cost['optimal_seconds']
+  assert report.schedule_seconds > 0 and not report.uncounted_loops
+  assert report.collectives['all-to-all'].count == tpu_programs.LAYERS
+
+
+def test_an_unrolled_program_keeps_the_estimate_of_xla():
+  report = aot.compile_program(
+      tpu_programs.lower(tpu_programs.unrolled, (tpu_programs.LAYERS, 512, 512), (2048, 512)),
+      topologies.find('v3:2x2'))
+  cost = tpu_programs.compiled(tpu_programs.unrolled).cost_analysis()
+  assert report.estimated_step_seconds == cost['optimal_seconds']
+  assert report.flops_per_core == cost['flops']
