@@ -46,7 +46,9 @@ with quiet.libraries():
 # A chip has two cores.
 TOPOLOGIES = {8: 'v3:2x2', 32: 'v3:4x4', 128: 'v3:8x8', 512: 'v3:16x16', 2048: 'v3:32x32'}
 _TARGET = 1.6  # of the largest over the smallest
-_ROWS, _LENGTH = 4, 128  # of a core
+# Of a core. 4096 tokens make the least capacity of 4 places just enough for 2048
+# experts, so that a core has as many slots whatever the number of experts.
+_ROWS, _LENGTH = 32, 128
 
 
 def add_arguments(parser):
