@@ -34,8 +34,11 @@ def check_groups(num_groups: int, tokens: int, of: str = '') -> int:
     G.
 
   Raises:
-    ParamsError: the tokens do not split into groups of equal size.
+    ParamsError: the tokens do not split into groups of equal size, or there are
+      none.
   """
+  if tokens < 1:
+    raise weights.ParamsError(f'{tokens} tokens{of}; set its rows and lengths to 1 at least')
   if num_groups < 1:
     raise weights.ParamsError(f'num_groups is {num_groups}; routing needs 1 at least')
   groups = min(num_groups, tokens)

@@ -285,3 +285,8 @@ def test_tokens_that_do_not_split_into_groups_raise():
 def test_bad_params_raise_at_construction(bad, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     layers.make(moe_params().Set(**bad))
+
+
+def test_a_batch_without_tokens_raises():
+  with pytest.raises(weights.ParamsError, match='0 tokens of a decoding step; set its rows'):
+    moe.check_groups(4, 0, ' of a decoding step')
