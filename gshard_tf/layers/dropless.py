@@ -22,6 +22,7 @@ E experts, D devices that they are split over, F = E/D, B rows of a block, M mod
 
 from typing import Callable, NamedTuple, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from gshard_tf.layers import gating
@@ -198,7 +199,7 @@ def _block(i, runs, rows, choices):
   devices, experts = runs.size.shape
   expert = tf.reduce_sum(tf.cast(runs.end <= i, tf.int32), 1)  # [D]
   some = expert < experts
-  index = tf.stack([tf.range(devices), tf.minimum(expert, experts - 1)], 1)
+  index = tf.stack([_device_numbers(devices), tf.minimum(expert, experts - 1)], 1)
   first, size, end = (tf.gather_nd(a, index) for a in (runs.first, runs.size, runs.end))
   done = (i - end - (-size // rows)) * rows  # of the expert's choices, before this block
   row = done[:, None] + tf.range(rows)  # [D, B]
@@ -207,6 +208,11 @@ def _block(i, runs, rows, choices):
   choice = annotate(tf.where(real, tf.gather(runs.order, place), -1), 'dz')
   token = tf.where(real, choice // choices, -1)
   return _Block(index, choice, token)
+
+
+def _device_numbers(devices):
+  """int32 [D]: a constant, in which the partitioner sees a range; not in `tf.range`."""
+  return tf.constant(np.arange(devices, dtype=np.int32))
 
 
 def _take(given, block):
@@ -236,7 +242,7 @@ def _add(total, index, rows):
   of the blocks, and results do not vary from run to run.
   """
   padding = total.shape[1] - 1
-  device = tf.broadcast_to(tf.range(index.shape[0])[:, None], index.shape)
+  device = tf.broadcast_to(_device_numbers(index.shape[0])[:, None], index.shape)
   index = tf.stack([device, tf.where(index >= 0, index, padding)], -1)
   return annotate(tf.tensor_scatter_nd_add(total, index, tf.cast(rows, tf.float32)), 'dzm')
 
