@@ -1,4 +1,4 @@
-"""Meshes of logical devices, and how tensors are tiled over them. NumPy only."""
+"""Meshes of devices, and how tensors are tiled over them. NumPy only."""
 
 import difflib
 from typing import Sequence
@@ -14,14 +14,36 @@ class ShardingError(ValueError):
   """An annotation that does not fit its tensor or its mesh."""
 
 
+def check_order(devices: np.ndarray, shape: Sequence[int]):
+  """Refuses a device order.
+
+  Args:
+    devices: int array.
+    shape: of the mesh that it is for.
+
+  Raises:
+    ShardingError: `devices` are not 0 .. prod(shape) - 1, each once.
+  """
+  size = int(np.prod(shape, dtype=np.int64))
+  if not np.array_equal(np.sort(devices, axis=None), np.arange(size)):
+    span = f' from {devices.min()} to {devices.max()}' if devices.size else ''
+    raise ShardingError(
+        f'the device order of a mesh of shape {tuple(shape)} must hold each of '
+        f'0..{size - 1} once, got {devices.size} ids{span}')
+
+
 class Mesh:
-  """A named, possibly multi-dimensional array of logical devices.
+  """A named, possibly multi-dimensional array of devices.
+
+  Annotations number the places of the mesh, row by row. Which device stands at
+  which place is for the runtime, which builds its mesh from `devices`.
 
   Attributes:
     shape: sizes of the axes.
     axis_names: one name for each axis.
-    devices: int array of shape `shape`; each element is the position of a
-      device in the device assignment of the compiled program.
+    places: int array of shape `shape`, 0, 1, 2, ... in row-major order.
+    devices: int array of shape `shape`: the device order, the number of the
+      device at each place.
   """
 
   def __init__(self, shape: Sequence[int], axis_names: Sequence[str],
@@ -46,14 +68,9 @@ class Mesh:
           f'names, got {self.axis_names}')
     if min(self.shape, default=1) < 1:
       raise ShardingError(f'mesh shape {self.shape} has an axis smaller than 1')
-    if devices is None:
-      devices = np.arange(self.size)
-    devices = np.asarray(devices)
-    if not np.array_equal(np.sort(devices, axis=None), np.arange(self.size)):
-      span = f' from {devices.min()} to {devices.max()}' if devices.size else ''
-      raise ShardingError(
-          f'the device order of a mesh of shape {self.shape} must hold each of '
-          f'0..{self.size - 1} once, got {devices.size} ids{span}')
+    self.places = np.arange(self.size).reshape(self.shape)
+    devices = self.places if devices is None else np.asarray(devices)
+    check_order(devices, self.shape)
     self.devices = devices.reshape(self.shape)
 
   @property
@@ -76,7 +93,7 @@ class Mesh:
 
   def tile_assignment(self, dims_mapping: DimsMapping, manual_axes: Sequence[str] = ()
                       ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Device ids tiled as a tensor of `len(dims_mapping)` dimensions is.
+    """Places tiled as a tensor of `len(dims_mapping)` dimensions is.
 
     Args:
       dims_mapping: mesh axes of each dimension of the tensor.
@@ -109,7 +126,14 @@ class Mesh:
       subgroups += ('replicated',)
       tiles.append(replicas)
     unused = [a for a in range(len(self.shape)) if a not in used]
-    return self.devices.transpose(used + unused).reshape(tiles), subgroups
+    return self.places.transpose(used + unused).reshape(tiles), subgroups
+
+  def __eq__(self, other):
+    return (isinstance(other, Mesh) and self.axis_names == other.axis_names
+            and np.array_equal(self.devices, other.devices))
+
+  def __hash__(self):
+    return hash((self.shape, self.axis_names))
 
   def __repr__(self):
     axes = ', '.join(f'{n}={s}' for n, s in zip(self.axis_names, self.shape))

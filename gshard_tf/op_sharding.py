@@ -1,9 +1,9 @@
 """XLA's description of a sharding, the OpSharding proto, and the ops that carry it.
 
-A tile assignment says which device holds which tile of a tensor. Nearly every
-mesh numbers its devices so that the assignment is a reshaped and transposed
-`iota`, 0, 1, 2, ...; then a few numbers describe it, however many devices there
-are. Only other orders (zigzag rings, say) are written out device by device.
+A tile assignment says which device holds which tile of a tensor. That of a mesh is
+a reshaped and transposed `iota`, 0, 1, 2, ...: a few numbers describe it, however
+many devices there are. Only devices that a user lists (`xla_sharding.shard`) in
+some other order are written out one by one.
 """
 
 from typing import Sequence
@@ -49,6 +49,28 @@ def tiled(mesh: device_mesh.Mesh, dims_mapping: device_mesh.DimsMapping,
     sharding.replicate_on_last_tile_dim = True
   else:
     sharding.last_tile_dims.extend(_SUBGROUPS[s] for s in subgroups)
+  return _assigned(sharding, tiles)
+
+
+def listed(devices: np.ndarray) -> OpSharding:
+  """The sharding of a tensor each of whose shards is on a device of its own.
+
+  Args:
+    devices: int array of the rank of the tensor; the device of each shard.
+
+  Returns:
+    The proto.
+
+  Raises:
+    ShardingError: `devices` are not 0 .. size - 1, each once.
+  """
+  device_mesh.check_order(devices, devices.shape)
+  return _assigned(
+      OpSharding(type=OpSharding.OTHER, tile_assignment_dimensions=devices.shape), devices)
+
+
+def _assigned(sharding, tiles):
+  """Fills in who holds which tile."""
   iota = iota_of(tiles)
   if iota is None:
     sharding.tile_assignment_devices.extend(tiles.flatten().tolist())

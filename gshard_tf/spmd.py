@@ -48,7 +48,7 @@ def compile(function: Callable, mesh: xla_sharding.Mesh, *args,  # pylint: disab
   """
   structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), _dtype(x)), args)
   exported = export.deserialize(bytearray(lowering.lower(function, *structs)))
-  devices = mesh_lib.make(mesh.shape, mesh.axis_names)
+  devices = mesh_lib.make(mesh.shape, mesh.axis_names, order=mesh.devices)
   place = lambda mapping: mesh_lib.sharding(devices, map(xla_sharding.as_axes, mapping or ()))
   whole = place(None)
   jitted = jax.jit(

@@ -66,7 +66,7 @@ def mesh_split(x: tf.Tensor, mesh: Mesh | None, dims_mapping: DimsMapping) -> tf
         f'{len(dims_mapping)} entries in dims mapping {tuple(dims_mapping)} for '
         f'a tensor of shape {x.shape}; give one entry for each dimension')
   region = open_region()
-  if region is not None and region.mesh is not mesh:
+  if region is not None and region.mesh != mesh:
     raise ShardingError(f'an annotation for {mesh} in a manual region of {region.mesh}; '
                         'annotate for the mesh of the region')
   return op_sharding.annotation(
@@ -118,16 +118,24 @@ def shard(x: tf.Tensor, device_assignment: np.ndarray) -> tf.Tensor:
     x: tensor of static rank.
     device_assignment: int array of the rank of `x`; element [i, j, ...] is the
       device that holds shard i of the first dimension, j of the second, ...
+      Devices are numbered by their place in the mesh of the run.
 
   Returns:
     A tensor equal to `x`, annotated.
 
   Raises:
-    ShardingError: the ranks differ, or the ids are not a permutation.
+    ShardingError: the ranks differ, the ids are not a permutation, or a manual
+      region is open.
   """
-  device_assignment = np.asarray(device_assignment)
-  axes = [f'd{i}' for i in range(device_assignment.ndim)]
-  return mesh_split(x, Mesh(device_assignment.shape, axes, device_assignment), axes)
+  devices = np.asarray(device_assignment)
+  if devices.ndim != x.shape.rank:
+    raise ShardingError(f'a device assignment of shape {devices.shape} for a tensor of shape '
+                        f'{x.shape}; give one dimension for each')
+  region = open_region()
+  if region is not None:
+    raise ShardingError(f'an assignment of single devices in a manual region of {region.mesh}; '
+                        'use mesh_split there')
+  return op_sharding.annotation(x, op_sharding.listed(devices))
 
 
 class Partitioning(NamedTuple):

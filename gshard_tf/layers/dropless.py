@@ -210,9 +210,13 @@ def _block(i, runs, rows, choices):
   return _Block(index, choice, token)
 
 
-def _device_numbers(devices):
-  """int32 [D]: a constant, in which the partitioner sees a range; not in `tf.range`."""
-  return tf.constant(np.arange(devices, dtype=np.int32))
+def _device_numbers(*shape):
+  """int32 [D, ...], each row its number: a constant, which tells the partitioner that rows differ.
+
+  It does not see as much in a `tf.range`, nor in a constant that is broadcast.
+  """
+  rows = np.arange(shape[0], dtype=np.int32).reshape([-1] + [1] * (len(shape) - 1))
+  return tf.constant(np.broadcast_to(rows, shape))
 
 
 def _take(given, block):
@@ -242,8 +246,7 @@ def _add(total, index, rows):
   of the blocks, and results do not vary from run to run.
   """
   padding = total.shape[1] - 1
-  device = tf.broadcast_to(_device_numbers(index.shape[0])[:, None], index.shape)
-  index = tf.stack([device, tf.where(index >= 0, index, padding)], -1)
+  index = tf.stack([_device_numbers(*index.shape), tf.where(index >= 0, index, padding)], -1)
   return annotate(tf.tensor_scatter_nd_add(total, index, tf.cast(rows, tf.float32)), 'dzm')
 
 

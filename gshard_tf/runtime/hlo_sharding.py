@@ -43,7 +43,7 @@ def attribute(op, mesh: device_mesh.Mesh) -> sdy.TensorShardingAttr:
 
   Args:
     op: with the attribute `mhlo.sharding`.
-    mesh: devices in the order of their numbers.
+    mesh: of the run.
 
   Returns:
     The attribute.
@@ -58,13 +58,28 @@ def attribute(op, mesh: device_mesh.Mesh) -> sdy.TensorShardingAttr:
       for axes in mapping])
 
 
+def tile_assignment(text: str) -> np.ndarray | None:
+  """The devices by tile.
+
+  Args:
+    text: such as `{devices=[1,4,2]<=[8] last_tile_dim_replicate}`.
+
+  Returns:
+    int array; None if the sharding has no tiles.
+  """
+  sharding = xla_client.HloSharding.from_string(text)
+  if not sharding.is_tiled():
+    return None
+  return np.reshape(sharding.tile_assignment_devices(), sharding.tile_assignment_dimensions())
+
+
 def dims_mapping(text: str, rank: int, mesh: device_mesh.Mesh) -> device_mesh.DimsMapping:
   """Finds the mesh axes in a sharding of device numbers.
 
   Args:
     text: such as `{devices=[1,4,2]<=[8] last_tile_dim_replicate}`.
     rank: of the tensor.
-    mesh: devices in the order of their numbers.
+    mesh: of the run.
 
   Returns:
     For each dimension a tuple of axes.
@@ -72,17 +87,16 @@ def dims_mapping(text: str, rank: int, mesh: device_mesh.Mesh) -> device_mesh.Di
   Raises:
     PartitionerError: the tiles do not lie along axes of the mesh.
   """
-  sharding = xla_client.HloSharding.from_string(text)
-  if sharding.is_replicated() or mesh.size == 1:
+  tiles = tile_assignment(text)
+  if tiles is None or mesh.size == 1:
     return ((),) * rank
-  tiles = np.reshape(sharding.tile_assignment_devices(), sharding.tile_assignment_dimensions())
   found = [[] for _ in range(tiles.ndim)]
   for axis, name in enumerate(mesh.axis_names):
     if mesh.shape[axis] > 1 and tiles.size == mesh.size:
-      # One step along the axis from device 0 is some steps along one dimension of the tiles.
+      # One step along the axis from place 0 is some steps along one dimension of the tiles.
       place = [0] * len(mesh.shape)
       place[axis] = 1
-      tile, = np.argwhere(tiles == mesh.devices[tuple(place)])
+      tile, = np.argwhere(tiles == mesh.places[tuple(place)])
       found[int(np.argmax(tile))].append((int(tile.max()), name))
   mapping = tuple(tuple(name for _, name in sorted(axes, reverse=True)) for axes in found[:rank])
   expected, _ = mesh.tile_assignment(mapping)
@@ -90,5 +104,5 @@ def dims_mapping(text: str, rank: int, mesh: device_mesh.Mesh) -> device_mesh.Di
       expected.flatten(), tiles.flatten()):
     raise PartitionerError(
         f'the annotation {text} does not lie along the axes of {mesh}, as Shardy wants it; lower '
-        'for the mesh and the device order of the run, or set --partitioner=gspmd')
+        'for the mesh of the run, or set --partitioner=gspmd')
   return mapping

@@ -124,7 +124,7 @@ def _whole(text, rank):
   sharding = xla_client.HloSharding.from_string(text)
   if sharding.is_manual():
     return text
-  tiles = np.reshape(sharding.tile_assignment_devices(), sharding.tile_assignment_dimensions())
+  tiles = hlo_sharding.tile_assignment(text)
   kinds = sharding.subgroup_types()
   at = tiles.ndim - len(kinds) + kinds.index(xla_client.OpSharding.Type.MANUAL)
   tiles = np.moveaxis(tiles, at, 0)

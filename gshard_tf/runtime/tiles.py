@@ -37,8 +37,8 @@ def axes_of_sharding(text: str, rank: int, mesh: device_mesh.Mesh) -> Axes | Non
   if not found:  # replicated, or on one device
     return ((),) * rank
   tiles = _devices(found[2].rstrip('}')).reshape([int(n) for n in found[1].split(',')])
-  # int [devices, rank]: the tile of each device, in the order of the mesh.
-  tile = np.argwhere(np.ones_like(tiles))[np.argsort(tiles, axis=None)][mesh.devices.flat, :rank]
+  # int [devices, rank]: the tile of each place.
+  tile = np.argwhere(np.ones_like(tiles))[np.argsort(tiles, axis=None)][:, :rank]
   place = np.argwhere(np.ones(mesh.shape))  # int [devices, axes of the mesh]
   # By how many tiles of each dimension the second device of each axis is off the first.
   steps = {name: tile[(place[:, a] == 1).argmax()] - tile[0] for a, name in enumerate(mesh.axis_names)}
@@ -75,8 +75,8 @@ def groups(text: str, partitions: int) -> np.ndarray:
 
 def axes_of_groups(rows: np.ndarray, mesh: device_mesh.Mesh) -> tuple[str, ...]:
   """The mesh axes along which groups lie; empty where they follow none."""
-  group = rows[(rows == mesh.devices.flat[0]).any(1)]
-  place = np.argwhere(np.isin(mesh.devices, group))  # of the first device's group
+  group = rows[(rows == 0).any(1)]
+  place = np.argwhere(np.isin(mesh.places, group))  # of the first device's group
   names = tuple(n for a, n in enumerate(mesh.axis_names) if place[:, a].any())
   return names if mesh.partitions(names) == group.size else ()
 

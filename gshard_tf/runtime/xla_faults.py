@@ -5,12 +5,13 @@ the tests, which fail once XLA is mended, and a way around, which the error name
 """
 
 from jax.extend.mlir import ir
+import numpy as np
 
 from gshard_tf import device_mesh
 from gshard_tf.runtime import hlo_sharding
 from gshard_tf.runtime.hlo_sharding import PartitionerError
 
-_SUSPECTS = (b'select_and_scatter', b'reduce_window', b'convolution')
+_SUSPECTS = (b'select_and_scatter', b'reduce_window', b'convolution', b'dot_general')
 
 
 def possible(serialized: bytes) -> bool:
@@ -30,13 +31,17 @@ def check(module: ir.Module, mesh: device_mesh.Mesh, shardy: bool):
     PartitionerError: it has one of the faults.
   """
   windows = {}
-  for op in hlo_sharding.operations(module.operation):
+  operations = list(hlo_sharding.operations(module.operation))
+  products = any(op.name in ('stablehlo.dot_general', 'stablehlo.convolution') for op in operations)
+  for op in operations:
     if op.name == 'stablehlo.select_and_scatter':
       _overlapping_selection(op)
     elif op.name == 'stablehlo.reduce_window':
       _shared_operand(op, windows)
     elif op.name == 'stablehlo.convolution' and shardy:
       _batch_groups(op, mesh)
+    elif products and hlo_sharding.is_call(op, 'Sharding'):
+      _unordered_tiles(op)
 
 
 def check_manual(op, sharding: str):
@@ -89,6 +94,18 @@ def _batch_groups(op, mesh):
         f'the gradient of a convolution by channel of {groups} channels on {mesh}: under Shardy '
         f'XLA computes it wrongly where an axis does not divide the channels; set '
         '--partitioner=gspmd, or pad the channels')
+
+
+def _unordered_tiles(op):
+  """A product takes copies to be in the order of their devices, where tiles are in another."""
+  text = ir.StringAttr(op.attributes['mhlo.sharding']).value
+  tiles = hlo_sharding.tile_assignment(text)
+  if tiles is not None and sum(n > 1 for n in tiles.shape) > 1 and any(
+      (np.diff(tiles, axis=i) < 0).any() for i in range(tiles.ndim)):
+    raise PartitionerError(
+        f'the annotation {text} beside products of matrices: XLA computes these wrongly where '
+        'device numbers do not grow along each dimension of the tiles; name axes in the order that '
+        'they have in the mesh, and give an order of devices to the mesh')
 
 
 def _ints(op, name):

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from gshard_tf import device_order
+from gshard_tf import xla_sharding
 from gshard_tf.device_mesh import Mesh
 from gshard_tf.runtime import hlo_sharding
 from gshard_tf.runtime import partitioner
@@ -18,6 +19,7 @@ from gshard_tf.xla_sharding import manual_region, mesh_split
 from tests import partitioned
 
 LINE, MESH = Mesh((8,), ('x',)), Mesh((4, 2), ('x', 'y'))
+CUBE = Mesh((2, 2, 2), ('x', 'y', 'z'))
 P = np.random.default_rng(0).standard_normal((8, 12)).astype(np.float32)
 IMAGE = np.random.default_rng(1).standard_normal((1, 16, 4, 3)).astype(np.float32)
 FILTER = np.random.default_rng(2).standard_normal((3, 3, 3, 2)).astype(np.float32)
@@ -86,14 +88,16 @@ def test_tiles_that_lie_along_no_axis(text, mesh):
     hlo_sharding.dims_mapping(text, 2, mesh)
 
 
-def test_other_device_orders_are_for_gspmd(use_partitioner):
+@pytest.mark.parametrize('name', partitioner.NAMES)
+def test_a_device_order(name, use_partitioner):
+  use_partitioner(name)
   mesh = Mesh((4, 2), ('x', 'y'), device_order.zigzag(np.arange(8).reshape(4, 2)))
-  function = functools.partial(product, mesh=mesh)
-  use_partitioner('gspmd')
-  np.testing.assert_allclose(partitioned.compile_on(mesh, function, P)(P), P @ P.T, rtol=1e-5)
-  use_partitioner('shardy')
-  with pytest.raises(PartitionerError, match='device order of the run'):
-    partitioned.compile_on(mesh, function, P)
+  run = partitioned.compile_on(
+      mesh, lambda p: mesh_split(tf.einsum('ab,cb->ac', p, p), mesh, ('x', None)), P, split_results=True)
+  y = run(P)
+  np.testing.assert_allclose(y, P @ P.T, rtol=1e-5)
+  rows = {s.device.id: s.index[0].start // 2 for s in y.addressable_shards}
+  assert rows == {0: 0, 1: 0, 4: 1, 5: 1, 6: 2, 7: 2, 2: 3, 3: 3}
 
 
 # Faults of XLA: what is refused, that it is wrong indeed, and the way around.
@@ -117,7 +121,20 @@ def by_channel(mesh, p, q):
   return tf.nn.depthwise_conv2d(mesh_split(p, mesh, (None, 'x', None, 'y')), q, [1] * 4, 'SAME')
 
 
+def axes_out_of_order(mesh, p, q):
+  on = lambda x, *mapping: mesh_split(x, mesh, mapping)
+  return on(tf.einsum('ab,bc->ac', on(p, ('y', 'x'), 'z'), on(q, None, 'z')), None, 'z')
+
+
+def devices_out_of_order(mesh, p, q):
+  p = xla_sharding.shard(p, np.array([[0, 1], [4, 5], [6, 7], [2, 3]])) if mesh else p
+  return mesh_split(tf.matmul(p, mesh_split(q, mesh, (None, 'y'))), mesh, (None, 'y'))
+
+
 FAULTS = [
+    (axes_out_of_order, CUBE, (P, P.T), 'shardy', 'name axes in the order'),
+    (axes_out_of_order, CUBE, (P, P.T), 'gspmd', 'name axes in the order'),
+    (devices_out_of_order, MESH, (P, P.T), 'gspmd', 'an order of devices to the mesh'),
     (sum_and_product, LINE, (P,), 'shardy', 'annotate the tensor anew'),
     (sum_and_product, LINE, (P,), 'gspmd', 'annotate the tensor anew'),
     (pool, LINE, (IMAGE,), 'shardy', r'windows of \[1, 3, 3, 1\] .*extract_patches'),

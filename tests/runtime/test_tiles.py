@@ -8,7 +8,6 @@ from gshard_tf import device_mesh
 from gshard_tf.runtime import tiles
 
 MESH = device_mesh.Mesh((4, 2), ('e', 'm'))
-RING = device_mesh.Mesh((2, 4), ('x', 'y'), np.array([[0, 1, 2, 3], [7, 6, 5, 4]]))
 
 
 @pytest.mark.parametrize('text, want', [
@@ -29,8 +28,7 @@ def test_axes_of_shardings(text, want):
 def _layouts(draw):
   sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
   names = 'xyz'[:len(sizes)]
-  order = np.array(draw(st.permutations(range(int(np.prod(sizes))))))
-  mesh = device_mesh.Mesh(sizes, names, order)
+  mesh = device_mesh.Mesh(sizes, names)
   rank = draw(st.integers(1, 3))
   axes = [()] * rank
   for name in draw(st.permutations(names)):
@@ -67,12 +65,6 @@ def test_groups(text, want, axes):
   np.testing.assert_array_equal(groups, want)
   if axes is not None:
     assert tiles.axes_of_groups(groups, MESH) == axes
-
-
-def test_the_order_of_devices_counts():
-  assert tiles.axes_of_groups(np.array([[0, 7], [1, 6], [2, 5], [3, 4]]), RING) == ('x',)
-  assert tiles.axes_of_sharding('{devices=[2,1,4]0,1,2,3,7,6,5,4 last_tile_dim_replicate}',
-                                2, RING) == (('x',), ())
 
 
 def test_shards_are_rounded_up():

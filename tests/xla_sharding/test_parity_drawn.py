@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from gshard_tf.runtime.partitioner import PartitionerError
 from gshard_tf.xla_sharding import Mesh, mesh_split
 from tests import partitioned
 
@@ -34,6 +35,12 @@ def mappings(draw, mesh, rank):
   return [m or None for m in mapping]
 
 
+def out_of_order(mesh, chosen):
+  """Whether a dimension lies along axes in another order than that of the mesh."""
+  along = [axes for mapping in chosen for axes in mapping if axes]
+  return any(axes != tuple(n for n in mesh.axis_names if n in axes) for axes in along)
+
+
 def product(on, p, q):
   return on(2, tf.einsum('abc,cd->abd', on(0, p), on(1, q)))
 
@@ -51,15 +58,18 @@ def rearranged(on, p, q):
 @given(st.data())
 def test_no_annotation_changes_a_result(use_partitioner, data):
   mesh = data.draw(meshes(), 'mesh')
-  row_major = np.array_equal(mesh.devices.flatten(), np.arange(mesh.size))
-  use_partitioner(data.draw(st.sampled_from(['shardy', 'gspmd'] if row_major else ['gspmd'])))
+  use_partitioner(data.draw(st.sampled_from(['shardy', 'gspmd'])))
   a, b, c, d = data.draw(st.tuples(*[st.integers(1, 9)] * 4), 'sizes')
   function = data.draw(st.sampled_from([product, normalised, rearranged]), 'function')
   chosen = [data.draw(mappings(mesh, rank), 'mapping') for rank in (3, 2, 3)]
   rng = np.random.default_rng(0)
   args = [rng.standard_normal(shape).astype(np.float32) for shape in ((a, b, c), (c, d))]
   on = lambda i, x: mesh_split(x, mesh, chosen[i])
-  run = partitioned.compile_on(mesh, functools.partial(
-      partitioned.value_and_gradients, functools.partial(function, on)), *args)
+  try:
+    run = partitioned.compile_on(mesh, functools.partial(
+        partitioned.value_and_gradients, functools.partial(function, on)), *args)
+  except PartitionerError as e:
+    assert 'name axes in the order' in str(e) and function is product and out_of_order(mesh, chosen)
+    return
   want = partitioned.unsharded(functools.partial(function, lambda i, x: x), *args)
   partitioned.assert_close(run(*args), want, 2e-5)  # as in test_parity
