@@ -12,6 +12,7 @@ MESH ?= 8
 STEPS ?=
 LADDER ?= ladder
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 LINGVO_OPS := $(shell find third_party/lingvo_x_ops -type f -not -path '*/__pycache__/*')
 
@@ -46,8 +47,8 @@ aot-ladder: setup-tpu  ## Compile the paper's models for its TPUs into LADDER, a
 	$(PYTHON) -m tools.aot_ladder --output=$(LADDER)
 
 .PHONY: test
-test: setup-test  ## Run all tests; PYTEST_ARGS="-m 'not slow'" leaves out the long ones.
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+test: setup-test  ## Run all tests in JOBS processes; PYTEST_ARGS="-m 'not slow'" leaves out the long ones.
+	$(PYTHON) -m pytest -n $(JOBS) --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: bazel-test
 bazel-test: setup-test  ## Run all tests under Bazel, offline.

@@ -130,7 +130,7 @@ def import_model(name: str):
   near = (difflib.get_close_matches(name, known, n=2) or
           [by_class[c] for c in difflib.get_close_matches(name.rpartition('.')[2], by_class, n=2)])
   hint = f'; did you mean {" or ".join(near)}?' if near else ''
-  raise UnknownModelError(f'no model {name} is registered{hint} (--list shows all)')
+  raise UnknownModelError(f'no model {name} is registered{hint} (python -m gshard_tf.trainer --list shows all)')
 
 
 def registered() -> list[str]:

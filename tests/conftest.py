@@ -19,3 +19,8 @@ def _use_partitioner():
   before = partitioner.in_use()
   yield partitioner.use
   partitioner.use(before)
+
+
+def pytest_collection_modifyitems(items):
+  """Slow modules first, so that no process is left with one at the end."""
+  items.sort(key=lambda item: item.get_closest_marker('slow') is None)

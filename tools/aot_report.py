@@ -25,6 +25,7 @@ with quiet.libraries():
   from lingvo import model_registry as lingvo_registry
 
   from gshard_tf import lowering
+  from gshard_tf import output_files
   from gshard_tf import scaling
   from gshard_tf import trainer
   from gshard_tf import xla_sharding
@@ -82,8 +83,7 @@ def _parser():
   parser.add_argument('--vary', action='append', choices=aot_search.WAYS,
                       help='what the search may enlarge; all of them by default')
   parser.add_argument('--html', metavar='FILE', help='write a page')
-  parser.add_argument('--json', nargs='?', const='-', metavar='FILE',
-                      help='print the report as JSON on the last line, or write it to a file')
+  output_files.add_json(parser)
   return parser
 
 
@@ -117,6 +117,7 @@ def main():
   flags.FLAGS([sys.argv[0]])  # Lingvo's flags have their defaults
   try:
     aot.prepare()
+    outputs = output_files.OutputFiles(args.html, args.json)
     if args.topology == 'list':
       result = [topologies.row(t) for t in topologies.listing()]
       aot_views.show_topologies(result)
@@ -124,16 +125,11 @@ def main():
       result = run(args)
       aot_views.show(result)
       if args.html:
-        with open(args.html, 'w', encoding='utf-8') as f:
-          f.write(aot_views.page(result))
+        outputs.write(args.html, aot_views.page(result))
+    outputs.write(args.json, json.dumps(result))
   except _USER_ERRORS as error:
     print(f'aot_report: {error}', file=sys.stderr)
     return 2
-  if args.json == '-':
-    print(json.dumps(result))
-  elif args.json:
-    with open(args.json, 'w', encoding='utf-8') as f:
-      json.dump(result, f)
   return 0 if isinstance(result, list) or result['fits'] else 3
 
 

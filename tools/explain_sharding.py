@@ -32,6 +32,7 @@ with quiet.libraries():
   import tensorflow as tf
 
   from gshard_tf import lowering
+  from gshard_tf import output_files
   from gshard_tf import trainer
   from gshard_tf import xla_sharding
   from gshard_tf.input import generator
@@ -92,26 +93,19 @@ def main():
   parser.add_argument('--function', choices=lowering.FUNCTIONS, default='train',
                       help='of the model; train has the optimiser with it (%(default)s)')
   parser.add_argument('--html', metavar='FILE', help='write a page')
-  parser.add_argument('--json', nargs='?', const='-', metavar='FILE',
-                      help='print everything as JSON on the last line, or write it to a file')
+  output_files.add_json(parser)
   args = parser.parse_args()
   flags.FLAGS([sys.argv[0]])  # Lingvo's flags have their defaults
   try:
-    files = {path: open(path, 'a', encoding='utf-8')  # before the work, in case they cannot be
-             for path in (args.html, args.json) if path not in (None, '-')}
+    outputs = output_files.OutputFiles(args.html, args.json)
     results = explain(args.model, args.mesh, args.function)
     explanation_views.show(results)
-    line = json.dumps(results[0] | ({'meshes': results} if len(results) > 1 else {}))
-    for path, text in ((args.html, explanation_views.page(results)), (args.json, line + '\n')):
-      if path in files:
-        files[path].truncate(0)
-        with files[path] as f:
-          f.write(text)
+    outputs.write(args.html, explanation_views.page(results))
+    outputs.write(args.json, json.dumps(
+        results[0] | ({'meshes': results} if len(results) > 1 else {})))
   except _USER_ERRORS as error:
     print(f'explain_sharding: {error}', file=sys.stderr)
     return 2
-  if args.json == '-':
-    print(line)
   return 0
 
 

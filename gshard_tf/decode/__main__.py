@@ -18,6 +18,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before JAX starts
 import numpy as np
 
 from gshard_tf import artifact as artifact_lib
+from gshard_tf import output_files
 from gshard_tf.decode import bleu
 from gshard_tf.decode import report
 from gshard_tf.decode import translate
@@ -50,8 +51,7 @@ def _parse_flags():
   parser.add_argument('--beam', type=int, default=4, help='beams for each sentence (%(default)s)')
   parser.add_argument('--untrained', action='store_true',
                       help="also score the model's initial weights")
-  parser.add_argument('--json', nargs='?', const='-',
-                      help='print the result as JSON on the last line, or write it to a file')
+  output_files.add_json(parser)
   return parser.parse_args()
 
 
@@ -59,6 +59,7 @@ def main():
   """Runs the command; returns its exit status."""
   args = _parse_flags()
   try:
+    outputs = output_files.OutputFiles(args.json)
     sentences = _read_input(args.input) if args.input else None
     model = _Model(args.logdir, args.beam)
     if sentences is not None:
@@ -67,13 +68,9 @@ def main():
       result = {'language': args.lang, 'translations': translations}
     else:
       result = _score(model, args)
-    if args.json == '-':
-      print(json.dumps(result))
-    elif args.json:
-      with open(args.json, 'w', encoding='utf-8') as f:
-        json.dump(result, f)
+    outputs.write(args.json, json.dumps(result))
     return 0
-  except (DecodeError, translate.BeamError, mesh_lib.MeshError, corpora.CorpusError) as error:
+  except (OSError, DecodeError, translate.BeamError, mesh_lib.MeshError, corpora.CorpusError) as error:
     print(f'decode: {error}', file=sys.stderr)
     return 2
 

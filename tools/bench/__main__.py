@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 
+from gshard_tf import output_files
 from tools.bench import compile as compile_lib
 from tools.bench import moe
 from tools.bench import timing
@@ -29,8 +30,7 @@ def _parser():
     below = names.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__,
                              formatter_class=raw)
     module.add_arguments(below)
-    below.add_argument('--json', nargs='?', const='-', metavar='FILE',
-                       help='print the result as JSON on the last line, or write it to a file')
+    output_files.add_json(below)
   return parser
 
 
@@ -39,16 +39,13 @@ def main() -> int:
   args = _parser().parse_args()
   module = BENCHMARKS[args.benchmark]
   try:
+    outputs = output_files.OutputFiles(args.json)
     result = module.run(args)
-  except timing.BenchError as error:
+  except (timing.BenchError, OSError) as error:
     print(f'bench {args.benchmark}: {error}', file=sys.stderr)
     return 2
   module.show(result)
-  if args.json == '-':
-    print(json.dumps(result))
-  elif args.json:
-    with open(args.json, 'w', encoding='utf-8') as f:
-      json.dump(result, f)
+  outputs.write(args.json, json.dumps(result))
   return 0
 
 
