@@ -103,3 +103,12 @@ class MoE1T(_SplitWeights):
   ENCODER_LAYERS = DECODER_LAYERS = 30
   NUM_EXPERTS = NUM_GROUPS = 2048
   FPROP_DTYPE = 'bfloat16'
+
+
+@model_registry.RegisterSingleTaskModel
+class MoE2T(MoE1T):
+  """MoE(2048E, 124L), 2.1T weights: the deepest of the family that fits 2048 cores.
+
+  Found by `tools.aot_report --search=largest` (docs/scaling.md).
+  """
+  ENCODER_LAYERS = DECODER_LAYERS = 62

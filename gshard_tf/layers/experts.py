@@ -1,7 +1,8 @@
 """The experts: E feed-forwards, each with weights of its own.
 
-Dimensions: G groups, S tokens in a group, E experts, C capacity, Z = E*C slots,
-D devices that the experts are split over, B tokens in a block, M model, H hidden.
+Dimensions: G groups, S tokens in a group, E experts, C capacity, Z slots (of a
+group, or of an expert), D devices that the experts are split over, B tokens in a
+block, M model, H hidden.
 """
 
 from lingvo.core import py_utils
@@ -29,23 +30,21 @@ def product(x: tf.Tensor, w: tf.Tensor):
   of the rows would be one. (`python -m tools.bench moe`; docs/moe.md.)
 
   Args:
-    x: [E, G, C, M]; G*C rows for each expert.
+    x: [E, Z, M]; Z rows for each expert.
     w: [E, M, H].
 
   Returns:
-    [E, G, C, H].
+    [E, Z, H].
   """
-  rows = lambda a: tf.reshape(a, [a.shape[0], -1, a.shape[3]])
-
   def gradient(dy):
-    if x.shape[1] * x.shape[2] >= _MANY_ROWS:
-      dx = tf.einsum('egch,emh->egcm', dy, w)
+    if x.shape[1] >= _MANY_ROWS:
+      dx = tf.matmul(dy, w, transpose_b=True)
     else:
       # Of three dimensions, XLA would fold the transpose into the other order.
-      dx = tf.transpose(tf.einsum('emh,egch->emgc', w, dy), [0, 2, 3, 1])
-    return dx, tf.matmul(rows(x), rows(dy), transpose_a=True)
+      dx = tf.transpose(tf.einsum('emh,eozh->emoz', w, dy[:, None]), [0, 2, 3, 1])[:, 0]
+    return dx, tf.matmul(x, dy, transpose_a=True)
 
-  return tf.einsum('egcm,emh->egch', x, w), gradient
+  return tf.matmul(x, w), gradient
 
 
 class Experts(weights.Layer):
@@ -88,9 +87,13 @@ class Experts(weights.Layer):
     groups, slots, dim = x.shape
     x = annotate(tf.reshape(x, [groups, self.params.num_experts, -1, dim]), 'gecm')
     x = annotate(tf.transpose(x, [1, 0, 2, 3]), 'egcm')
-    h = self._activation.hidden(lambda w: annotate(product(x, w), 'egch'), theta)
-    h = randomness.dropout(self, h, self.params.dropout, 'egch')
-    y = annotate(product(h, theta.wo), 'egcm')
+    # One dimension of rows: with few places of each group beside each other, the
+    # hidden units would be laid out anew for every product on a TPU.
+    x = annotate(tf.reshape(x, [self.params.num_experts, -1, dim]), 'ezm')
+    h = self._activation.hidden(lambda w: annotate(product(x, w), 'ezh'), theta)
+    h = randomness.dropout(self, h, self.params.dropout, 'ezh')
+    y = annotate(product(h, theta.wo), 'ezm')
+    y = annotate(tf.reshape(y, [self.params.num_experts, groups, -1, dim]), 'egcm')
     y = annotate(tf.transpose(y, [1, 0, 2, 3]), 'gecm')
     return annotate(tf.reshape(y, [groups, slots, dim]), 'gzm')
 

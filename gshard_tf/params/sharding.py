@@ -40,7 +40,8 @@ GSHARD = {
     'gzm': (_EXPERT, None, None),
     'gecm': (_EXPERT, None, None, None),
     'egcm': (_EXPERT, None, None, None),
-    'egch': (_EXPERT, None, None, _MODEL),
+    'ezm': (_EXPERT, None, None),
+    'ezh': (_EXPERT, None, _MODEL),
     # dropless experts: tokens whole, sums and blocks of each device
     'sk': (None, None),
     'sm': (None, None),

@@ -125,8 +125,9 @@ def test_the_dense_baseline_has_the_weights_of_the_paper():
   assert len(blocks) == 96
 
 
-def test_the_model_of_a_trillion_weights_has_a_trillion():
-  assert count(m4.MoE1T) / 1e12 == pytest.approx(1., rel=.05)
+@pytest.mark.parametrize('cls, trillions', [(m4.MoE1T, 1.), (m4.MoE2T, 2.1)])
+def test_models_beyond_the_paper_have_the_weights_that_they_say(cls, trillions):
+  assert count(cls) / 1e12 == pytest.approx(trillions, rel=.05)
 
 
 def active_feed_forward_weights(cls):
