@@ -2,6 +2,7 @@
 
 import math
 import re
+import resource
 import time
 
 import numpy as np
@@ -21,6 +22,7 @@ from gshard_tf.runtime import mesh as mesh_lib
 from gshard_tf.runtime import roofline
 from gshard_tf.runtime import topologies
 
+_MAXRSS_UNIT = 1024  # bytes, on Linux
 _LARGEST = 10  # buffers to name
 _YEAR = 365.25 * 86400  # seconds
 _TRILLION = 1e12  # tokens, of the paper's comparison in core-years
@@ -60,6 +62,7 @@ def figures(model: type, name: str, topology_name: str, mesh_text: str = 'auto')
   return dict(
       model=name, topology=topology.name, mesh=dict(zip(artifact.mesh_axes, artifact.mesh_shape)),
       parameters=artifact.num_parameters, tokens_per_step=tokens, lower_seconds=lower_seconds,
+      host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT,
       **found._asdict() | dict(
           buffers=[_buffer(b, task, explanation.layer_names(artifact))
                    for b in found.buffers[:_LARGEST]],

@@ -32,7 +32,7 @@ from matplotlib import pyplot as plt  # pylint: disable=g-import-not-at-top,wron
 
 _COLUMNS = ('model', 'parameters', 'cores', 'arguments', 'temporaries', 'headroom',
             'operations a token', "step: XLA's estimate", 'with links', 'roofline',
-            'paper, measured', 'core-years for 1T tokens', 'paper', 'compiled here in')
+            'paper, measured', 'core-years for 1T tokens', 'paper', 'lowered, compiled here in', 'memory here')
 
 
 def ladder() -> dict[str, str]:
@@ -63,7 +63,7 @@ def _row(r):
           seconds(r['estimated_step_seconds']), seconds(r['schedule_seconds']),
           seconds(r['roofline']['total']), seconds(paper['step_seconds']),
           number(r['core_years_per_trillion_tokens']),
-          number(paper['core_years_per_trillion_tokens']), f'{r["compile_seconds"]:.0f} s')
+          number(paper['core_years_per_trillion_tokens']), f'{r["lower_seconds"]:.0f} s, {r["compile_seconds"]:.0f} s', gib(r['host_bytes']))
 
 
 def draw(reports: list[dict], output: str):

@@ -72,7 +72,8 @@ def lines(report: dict) -> list[tuple[str, str]]:
       ('tokens a second, estimated', number(report['tokens_per_second'])),
       ('core-years for 1T tokens, estimated', number(report['core_years_per_trillion_tokens'])),
       ('lowered, compiled here in', f'{report["lower_seconds"]:,.0f} s, '
-                                    f'{report["compile_seconds"]:,.0f} s')]
+                                    f'{report["compile_seconds"]:,.0f} s'),
+      ('memory of this machine, at most', gib(report['host_bytes']))]
   if paper:
     found += [
         ('step, measured by the paper', seconds(paper['step_seconds'])),

@@ -14,6 +14,7 @@ def report(total=10 * GIB, limit=15 * GIB, **changes) -> dict:
       settings=[], parameters=640_000_000_000, tokens_per_step=2**22, partitions=2048, fits=fits,
       hbm_limit=limit, memory=dict(arguments=total // 2, temporaries=total // 2, total=total),
       headroom=limit - total, lower_seconds=20., compile_seconds=300.,
+      host_bytes=5 * 2**30,
       flops_per_core=3e13 if fits else None, flops_per_token=1.5e10 if fits else None,
       estimated_step_seconds=.8 if fits else None, schedule_seconds=1.1 if fits else None,
       tokens_per_second=5.2e6 if fits else None,

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 TINY = 'model_registry.smoke.Tiny'
 CONTRACT = {
     'model', 'topology', 'partitions', 'parameters', 'tokens_per_step', 'fits', 'hbm_limit',
-    'memory', 'lower_seconds', 'compile_seconds', 'flops_per_core', 'estimated_step_seconds',
+    'memory', 'lower_seconds', 'compile_seconds', 'host_bytes', 'flops_per_core', 'estimated_step_seconds',
     'collectives', 'roofline'}
 
 
