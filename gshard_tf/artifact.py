@@ -51,6 +51,8 @@ class Artifact:
     inputs: for each data set the path of its corpus.
     vocabularies: paths of the SentencePiece models `source` and `target`.
     functions: serialised programs by name.
+    languages: codes of those that the batches of `evaluate` tell apart: both
+      sides have `language`, int32 [B, L], numbers of codes. Empty: they do not.
   """
   model: str
   mesh_shape: tuple[int, ...]
@@ -63,6 +65,7 @@ class Artifact:
   inputs: dict
   vocabularies: dict
   functions: dict
+  languages: tuple[str, ...] = ()
 
   @property
   def num_parameters(self) -> int:
@@ -111,8 +114,8 @@ class Artifact:
         Weight(path, tuple(shape), dtype, tuple(map(tuple, axes)), letters, tuple(layers),
                trainable)
         for path, shape, dtype, axes, letters, layers, trainable in description['weights']]
-    for name in ('mesh_shape', 'mesh_axes', 'batch_axes'):
-      description[name] = tuple(description[name])
+    for name in ('mesh_shape', 'mesh_axes', 'batch_axes', 'languages'):
+      description[name] = tuple(description.get(name, ()))
     return cls(functions=functions, vocabularies={
         side: os.path.join(folder, f'{side}.model') for side in ('source', 'target')},
                **description)

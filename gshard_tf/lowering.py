@@ -54,7 +54,8 @@ FUNCTIONS = ('init', 'train', 'evaluate', 'encode', 'decode')
 
 
 def lower_task(name: str, task_params, mesh: xla_sharding.Mesh, batch: dict,
-               inputs: dict, vocabularies: dict, functions=FUNCTIONS) -> artifact.Artifact:
+               inputs: dict, vocabularies: dict, functions=FUNCTIONS,
+               languages=()) -> artifact.Artifact:
   """Lowers a translation task.
 
   Args:
@@ -66,6 +67,7 @@ def lower_task(name: str, task_params, mesh: xla_sharding.Mesh, batch: dict,
     vocabularies: paths of the SentencePiece models.
     functions: which of `FUNCTIONS` the artifact will have; `decode` brings
       `encode` with it.
+    languages: codes of those by which `evaluate` measures the use of experts.
 
   Returns:
     The artifact.
@@ -73,7 +75,7 @@ def lower_task(name: str, task_params, mesh: xla_sharding.Mesh, batch: dict,
   Raises:
     LoweringError: the mesh does not divide the experts or the rows.
   """
-  steps = train_step.Steps(task_params, mesh)
+  steps = train_step.Steps(task_params.Copy().Set(num_languages=len(languages)), mesh)
   weights = weight_records(steps)
   batch_axes = xla_sharding.as_axes(steps.partitioning.axes('bl')[0])
   rows, parts = batch['src']['ids'][0], task_params.microbatches
@@ -91,14 +93,16 @@ def lower_task(name: str, task_params, mesh: xla_sharding.Mesh, batch: dict,
   if 'train' in functions:
     programs['train'] = lower(steps.train, theta, batch_spec, _int32(), _int32())
   if 'evaluate' in functions:
-    programs['evaluate'] = lower(steps.evaluate, theta, batch_spec)
+    language = lambda side: {'language': side['ids']} if languages else {}
+    programs['evaluate'] = lower(steps.evaluate, theta, {
+        name: side | language(side) for name, side in batch_spec.items()})
   if 'decode' in functions:
     programs |= _lower_decoding(steps, theta, batch)
   return artifact.Artifact(
       model=name, mesh_shape=mesh.shape, mesh_axes=mesh.axis_names, weights=weights,
       batch=batch, batch_axes=batch_axes, decode_rows=task_params.decode_rows,
       optimizer=optimizer_settings(task_params.train), inputs=inputs,
-      vocabularies=vocabularies, functions=programs)
+      vocabularies=vocabularies, functions=programs, languages=tuple(languages))
 
 
 def _lower_decoding(steps, theta, batch):

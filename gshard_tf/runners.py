@@ -64,8 +64,9 @@ class SpmdTrainer:
     """Lowers, trains, and leaves how it ended in `result`."""
     mesh = mesh_lib.make(self._mesh_sizes, self._task.mesh_axes, self._task.model_partitions)
     inputs = {name: p.input for name, p in self._params.items()}
-    data = self._data(inputs)
-    artifact = self._lower(mesh, inputs)
+    held_out = inputs['Dev'].Instantiate()
+    data = self._data(inputs, held_out)
+    artifact = self._lower(mesh, inputs, held_out.corpus.languages)
     print(f'{self._name}: {artifact.num_parameters:,} parameters on a mesh of '
           f'{"x".join(map(str, mesh.devices.shape))} {mesh.devices.flat[0].platform} devices',
           flush=True)
@@ -75,12 +76,12 @@ class SpmdTrainer:
         save_every=self._task.train.save_interval_steps,
         say=lambda line: print(line, flush=True))
 
-  def _lower(self, mesh: jax.sharding.Mesh, inputs: dict) -> artifact_lib.Artifact:
+  def _lower(self, mesh: jax.sharding.Mesh, inputs: dict, languages) -> artifact_lib.Artifact:
     train = inputs['Train']
     artifact = lowering.lower_task(
         self._name, self._task, xla_sharding.Mesh(mesh.devices.shape, mesh.axis_names),
         generator.batch_shapes(train), {name: p.path for name, p in inputs.items()},
-        {'source': train.source_model, 'target': train.target_model})
+        {'source': train.source_model, 'target': train.target_model}, languages=languages)
     if os.path.exists(self._artifact_folder):
       there = artifact_lib.Artifact.load(self._artifact_folder)
       described = lambda a: sorted(layer for w in a.weights for layer in w.of_layers())
@@ -90,10 +91,9 @@ class SpmdTrainer:
     artifact.save(self._artifact_folder)
     return artifact
 
-  def _data(self, inputs: dict) -> loop.Data:
+  def _data(self, inputs: dict, held_out) -> loop.Data:
     train = inputs['Train'].Copy().Set(seed=self._seed).Instantiate()
     once = inputs['Train'].Copy().Set(training=False).Instantiate()
-    held_out = inputs['Dev'].Instantiate()
     batches = lambda generator, **kw: map(_plain, generator.Dataset(**kw).as_numpy_iterator())
     strip = lambda items: (_without_place(batch) for batch in items)
     return loop.Data(

@@ -66,8 +66,8 @@ class Steps:
 
     Returns:
       A dict of grads, a dict like `theta` of the trainable weights; metrics, a
-      dict of float32 scalars among which is `loss`; and updates, new values of
-      the other weights.
+      dict of float32 scalars, among which is `loss`, and of the experts' loads
+      [E]; and updates, new values of the other weights.
     """
     with self._context(), py_utils.GlobalStepContext(step):
       seed = tf.cast(seed, tf.int64)
@@ -143,15 +143,17 @@ class Steps:
 
     Args:
       theta: a dict from path to weight.
-      batch: as for `train`.
+      batch: as for `train`; with `language` on both sides, int32 [B, L], where
+        the task has num_languages.
 
     Returns:
-      A dict from each metric's name to float32 [2]: value and weight, of which
-      a corpus's metric is the weighted mean.
+      A dict from each metric's name to float32 [2, ...]: value and weight, of
+      which a corpus's metric is the weighted mean.
     """
     with self._context(), cluster_factory.SetEval(True):
       metrics, _ = self._metrics(theta, batch)
-      return {name: tf.stack(pair) for name, pair in metrics.items()}
+      return {name: tf.stack([value, tf.broadcast_to(weight, value.shape)])
+              for name, (value, weight) in metrics.items()}
 
   def encode(self, theta, ids):
     """Encodes sentences for decoding.
@@ -193,7 +195,8 @@ class Steps:
   def _metrics(self, theta, batch):
     theta, batch = self._pack(theta), _nested(batch)
     predictions = self._task.ComputePredictions(theta, batch)
-    return self._task.ComputeLoss(theta, predictions, batch)[0], predictions.updates
+    metrics, _ = self._task.ComputeLoss(theta, predictions, batch)
+    return py_utils.NestedMap(predictions.metrics | metrics), predictions.updates
 
   def _pack(self, theta):
     """Annotates weights, and through them their gradients; nests them."""

@@ -71,7 +71,8 @@ def pack(state, sentences, end, last, batch_format):
     batch_format: a `BatchFormat`.
 
   Returns:
-    The new state and a dict of R rows.
+    The new state and a dict of R rows. `sentence` of a side is <int32>[R, L], that
+    of each token, 0 at padding.
   """
   pending, begin = state
   pending = {key: tf.concat([pending[key], sentences[key]], 0)
@@ -85,6 +86,11 @@ def pack(state, sentences, end, last, batch_format):
   rows = dict(
       src=_side(pending['src'], src_ends, starts, batch_format.source_length),
       tgt=_side(pending['tgt'], tgt_ends, starts, batch_format.target_length))
+  for side in rows.values():
+    segment = side['segment_ids']  # [R, L]
+    number = starts[:-1, None] + tf.cast(segment, tf.int64) - 1
+    side['sentence'] = tf.where(
+        segment > 0, tf.gather(pending['sentence'], tf.maximum(number, 0)), 0)
   ends = tf.gather(tf.concat([pending['index'], [end]], 0), starts[1:])  # [R]
   bounds = tf.concat([[begin], ends], 0)  # [R + 1]
   rows['position'] = ends

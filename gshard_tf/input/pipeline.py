@@ -88,7 +88,8 @@ def evaluation_batches(corpus, models, batch_format, *, start=0,
 
   Returns:
     A finite `tf.data.Dataset` of the batches of `training_batches`; the last is
-    filled up with empty rows.
+    filled up with empty rows. Besides, src.language and tgt.language <int32>[B, L]
+    are indices in `corpus.languages` of the tokens' sentences, 0 for padding.
 
   Raises:
     ValueError: a vocabulary that cannot be used.
@@ -102,7 +103,7 @@ def evaluation_batches(corpus, models, batch_format, *, start=0,
 
   blocks = tf.data.Dataset.range(start // BLOCK, -(-size // BLOCK))
   rows = _rows(blocks, read, corpus, models, batch_format, start,
-               parallel_calls)
+               parallel_calls, languages=True)
   filler = tf.nest.map_structure(
       lambda spec: tf.zeros([batch_format.batch_size - 1, *spec.shape[1:]],
                             spec.dtype), rows.element_spec)
@@ -134,7 +135,7 @@ def _draw(corpus, temperature, seed):
   return draw
 
 
-def _rows(blocks, read, corpus, models, batch_format, start, parallel_calls):
+def _rows(blocks, read, corpus, models, batch_format, start, parallel_calls, languages=False):
   """Reads, tokenises and packs.
 
   Args:
@@ -147,6 +148,7 @@ def _rows(blocks, read, corpus, models, batch_format, start, parallel_calls):
     batch_format: a `packing.BatchFormat`.
     start: the first example.
     parallel_calls: blocks tokenised at once.
+    languages: whether to tell the language of each token's sentence.
 
   Returns:
     A dataset of dicts like a batch, with R rows instead of B, R from 0 on, and
@@ -177,6 +179,10 @@ def _rows(blocks, read, corpus, models, batch_format, start, parallel_calls):
 
   def pack(state, element):
     state, rows = packing.pack(state, *element, batch_format)
+    for side in (rows['src'], rows['tgt']):
+      sentence = side.pop('sentence')
+      if languages:
+        side['language'] = tf.where(side['segment_ids'] > 0, tf.gather(language, sentence), 0)
     rows['tgt'] = _teacher_forcing(rows['tgt'])
     if not batch_format.packing:
       rows['language'] = tf.gather(language, rows['sentence'])

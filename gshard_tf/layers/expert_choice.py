@@ -42,12 +42,14 @@ def expert_choice(logits: tf.Tensor, nonpadding: tf.Tensor, capacity: int,
   slot = tf.where(taken, tf.range(num_experts) * capacity + place, -1)
   expert = tf.where(taken, tf.range(num_experts), -1)
   gate = tf.where(taken, probability, 0.)
+  load = tf.reduce_sum(tf.cast(taken, tf.float32), 1)  # [G, E]
   if max_choices < num_experts:
     best = gating.choose(tf.where(taken, probability, -1.), max_choices)  # [G, S, K]
     slot, expert, gate = _pick(slot, best), _pick(expert, best), gating.at(gate, best)
+    load = tf.reduce_sum(gating.load(expert, num_experts), 1)
   return gating.Routing(
       slot=slot, gate=gate, losses={}, num_experts=num_experts, capacity=capacity,
-      expert=expert, entropy=gating.entropy(probability))
+      expert=expert, load=load, entropy=gating.entropy(probability))
 
 
 def _pick(values, expert):

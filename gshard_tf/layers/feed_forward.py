@@ -34,7 +34,7 @@ class FeedForward(weights.Layer):
     self.CreateWeight('wo', 'hm', (p.hidden_dim, p.model_dim),
                       weights.Init.fan_in(p.hidden_dim))
 
-  def FProp(self, theta, x, paddings, ids=None):
+  def FProp(self, theta, x, paddings, ids=None, language=None):
     """Computes the layer.
 
     Args:
@@ -42,12 +42,13 @@ class FeedForward(weights.Layer):
       x: [B, L, M].
       paddings: [B, L]; not used, in common with the MoE layer.
       ids: int32 [B, L]; likewise.
+      language: float32 [B, L, N]; likewise.
 
     Returns:
       A NestedMap with y [B, L, M], aux_loss float32 [] (zero), and metrics and
       updates, empty NestedMaps.
     """
-    del paddings, ids
+    del paddings, ids, language
     theta = theta.Transform(lambda w: tf.cast(w, x.dtype))
     h = self._activation.hidden(
         lambda w: annotate(tf.einsum('blm,mh->blh', x, w), 'blh'), theta)

@@ -48,7 +48,10 @@ class Routing(NamedTuple):
     capacity: C.
     expert: int32 [G, S, K]; the expert of each choice, of one without a slot
       too; -1 for padding, and where a token goes without a k-th expert.
-    entropy: float32 [G, S]; of the router's distribution over experts, in nats.
+    load: float32 [G, E]; how many choices fell on each expert of a group, with
+      those that found it full. To be measured alone, as entropy.
+    entropy: float32 [G, S]; of the router's distribution over experts, in nats;
+      None for a router that has none.
   """
   slot: tf.Tensor
   gate: tf.Tensor
@@ -56,7 +59,16 @@ class Routing(NamedTuple):
   num_experts: int
   capacity: int
   expert: tf.Tensor
-  entropy: tf.Tensor
+  load: tf.Tensor | None = None
+  entropy: tf.Tensor | None = None
+
+  def kept(self) -> tf.Tensor:
+    """bool [G, S, K]; which choices found a place.
+
+    Where there is room for all this asks for no slots, so that a dispatch without
+    slots need not compute any.
+    """
+    return self.expert >= 0 if self.capacity >= self.expert.shape[1] else self.slot >= 0
 
 
 def expert_capacity(group_size: int, num_experts: int, capacity_factor: float | None,
@@ -148,18 +160,16 @@ def assign(choices: Choices, nonpadding: tf.Tensor, capacity: int, *,
   num_experts = choices.probability.shape[-1]
   expert = tf.where(nonpadding[..., None] > 0, choices.expert, -1)
   priority = tf.reduce_max(choices.probability, -1) if prioritized else None
-  slot = _places(expert, num_experts, capacity, priority)
-  # With room for all none is dropped, and a dispatch without slots needs none.
-  kept = expert >= 0 if capacity >= expert.shape[1] else slot >= 0
-  gate = tf.where(kept, choices.gate, 0.)
-  return Routing(
-      slot=slot, gate=normalize(gate) if normalize_kept else gate, losses={},
-      num_experts=num_experts, capacity=capacity, expert=expert,
-      entropy=entropy(choices.probability))
+  slot, load_by_group = _places(expert, num_experts, capacity, priority)
+  routing = Routing(
+      slot=slot, gate=choices.gate, losses={}, num_experts=num_experts, capacity=capacity,
+      expert=expert, load=load_by_group, entropy=entropy(choices.probability))
+  gate = tf.where(routing.kept(), choices.gate, 0.)
+  return routing._replace(gate=normalize(gate) if normalize_kept else gate)
 
 
 def _places(expert, num_experts, capacity, priority):
-  """Slots int32 [G, S, K] of experts [G, S, K]; `priority` float32 [G, S] or None."""
+  """Slots of experts [G, S, K], and the experts' loads; `priority` is float32 [G, S] or None."""
   if priority is not None:
     order = tf.argsort(priority, direction='DESCENDING', stable=True)  # [G, S]
     expert = tf.gather(expert, order, batch_dims=1)
@@ -172,7 +182,7 @@ def _places(expert, num_experts, capacity, priority):
   slot = tf.where((expert >= 0) & (place < capacity), expert * capacity + place, -1)
   if priority is not None:
     slot = tf.gather(slot, tf.argsort(order, stable=True), batch_dims=1)
-  return slot
+  return slot, taken[:, 0]
 
 
 def _one_hot(expert, num_experts):

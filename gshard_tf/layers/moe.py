@@ -1,7 +1,7 @@
 """The Mixture-of-Experts feed-forward layer (2006.16668, sections 2.2 and 3.1).
 
 Dimensions: B rows, L positions, G groups, S tokens in a group, E experts, C
-capacity, Z = E*C slots, K experts chosen for a token, M model.
+capacity, Z = E*C slots, K experts chosen for a token, M model, N languages.
 """
 
 from lingvo.core import py_utils
@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from gshard_tf import xla_sharding
 from gshard_tf.layers import dispatch
+from gshard_tf.layers import expert_metrics
 from gshard_tf.layers import experts
 from gshard_tf.layers import router
 from gshard_tf.layers import weights
@@ -96,7 +97,7 @@ class MoE(weights.Layer):
         model_dim=p.model_dim, hidden_dim=p.hidden_dim, num_experts=p.num_experts,
         dropout=p.dropout))
 
-  def FProp(self, theta, x, paddings, ids=None):
+  def FProp(self, theta, x, paddings, ids=None, language=None):
     """Computes the layer.
 
     Args:
@@ -104,13 +105,15 @@ class MoE(weights.Layer):
       x: [B, L, M].
       paddings: [B, L]; 1 at padding, which no routed expert sees.
       ids: int32 [B, L], the tokens' ids in the vocabulary, for routers by id.
+      language: float32 [B, L, N], one-hot, the language of each token's sentence,
+        to measure load_by_language.
 
     Returns:
       A NestedMap with y [B, L, M]; aux_loss float32 [], the router's losses
-      weighted; metrics, a NestedMap of float32 []: dropped, the share of the
-      tokens' choices that found no place, and each loss, not weighted; and
-      updates, a NestedMap with new values of those weights in `theta` that no
-      gradient changes, empty at evaluation.
+      weighted; metrics, a NestedMap of pairs of value and weight, see
+      `expert_metrics`, and each loss, not weighted; and updates, a NestedMap with
+      new values of those weights in `theta` that no gradient changes, empty at
+      evaluation.
 
     Raises:
       ParamsError: B * L tokens do not split into G groups.
@@ -119,17 +122,27 @@ class MoE(weights.Layer):
     groups = check_groups(p.num_groups, x.shape[0] * x.shape[1], f' of {self.path}')
     in_groups = lambda a: annotate(tf.reshape(a, [groups, -1]), 'gs')
     tokens = annotate(tf.reshape(x, [groups, -1, p.model_dim]), 'gsm')
+    nonpadding = in_groups(1. - tf.cast(paddings, tf.float32))
     routing = self.router.FProp(
-        theta.router, tokens, in_groups(1. - tf.cast(paddings, tf.float32)),
-        None if ids is None else in_groups(ids))
+        theta.router, tokens, nonpadding, None if ids is None else in_groups(ids))
+    metrics = self._Metrics(routing, nonpadding)
+    if language is not None:
+      metrics.load_by_language = expert_metrics.load_by_language(
+          routing, tf.reshape(language, [groups, -1, language.shape[-1]]))
 
     y = annotate(self._visit(theta.experts, tokens, routing), 'gsm')
     y = annotate(tf.reshape(y, x.shape), 'blm')
     if p.shared is not None:
       y += self.shared.FProp(theta.shared, x, paddings).y
     return py_utils.NestedMap(
-        y=y, aux_loss=self.router.AuxLoss(routing), metrics=_metrics(routing),
+        y=y, aux_loss=self.router.AuxLoss(routing), metrics=metrics,
         updates=py_utils.NestedMap(router=self.router.Updates(theta.router, routing)))
+
+  def _Metrics(self, routing, nonpadding):
+    losses = {f'{name}_loss': [tf.stop_gradient(loss), tf.ones([])]
+              for name, loss in routing.losses.items()}
+    return py_utils.NestedMap(
+        expert_metrics.measure(routing, nonpadding, self.router.TOKENS_CHOOSE), **losses)
 
   def _visit(self, theta, tokens, routing):
     """The weighted sums of the tokens' experts: [G, S, M]."""
@@ -148,11 +161,3 @@ def _check_mesh(path, num_experts):
     raise weights.ParamsError(
         f'{path}: {num_experts} experts do not split over {parts} devices; set num_experts to a '
         f'multiple of {parts}, or choose a mesh whose expert axis divides {num_experts}')
-
-
-def _metrics(routing):
-  """routing -> NestedMap of float32 []."""
-  wanted = tf.reduce_sum(tf.cast(routing.expert >= 0, tf.float32))
-  kept = tf.reduce_sum(tf.cast(routing.slot >= 0, tf.float32))
-  losses = {f'{name}_loss': loss for name, loss in routing.losses.items()}
-  return py_utils.NestedMap(dropped=1. - kept / tf.maximum(wanted, 1.), **losses)

@@ -24,9 +24,12 @@ class Router(weights.Layer):
   Attributes:
     NEEDS_CAPACITY: whether the gating has no meaning without a capacity, and so
       cannot be used with a dropless dispatch.
+    TOKENS_CHOOSE: whether a token's choices come in the order in which it wants
+      them, rather than that in which experts took it.
   """
 
   NEEDS_CAPACITY = False
+  TOKENS_CHOOSE = True
 
   @classmethod
   def Params(cls):
@@ -111,7 +114,8 @@ class HashRouter(Router):
     if ids is None:
       raise weights.ParamsError(f'{self.path}: hash routing needs the ids of the tokens; give '
                                 'them to FProp, or choose another router')
-    return gating.assign(token_choice.hashed(ids, p.num_experts, p.seed), nonpadding, capacity)
+    choices = token_choice.hashed(ids, p.num_experts, p.seed)
+    return gating.assign(choices, nonpadding, capacity)._replace(entropy=None)
 
 
 class LearnedRouter(Router):
@@ -306,8 +310,8 @@ class SigmoidRouter(TopKRouter):
     p = self.params
     if self.do_eval:
       return super().Updates(theta, routing)
-    load = tf.reduce_sum(gating.load(routing.expert, p.num_experts), [0, 1])
-    bias = token_choice.balanced_bias(tf.cast(theta.bias, tf.float32), load, p.bias_update_rate)
+    bias = token_choice.balanced_bias(
+        tf.cast(theta.bias, tf.float32), tf.reduce_sum(routing.load, 0), p.bias_update_rate)
     return py_utils.NestedMap(bias=tf.cast(bias, theta.bias.dtype))
 
   def _Choose(self, theta, logits):
@@ -321,6 +325,7 @@ class ExpertChoiceRouter(LearnedRouter):
   """Experts choose their tokens (2202.09368)."""
 
   NEEDS_CAPACITY = True
+  TOKENS_CHOOSE = False
 
   @classmethod
   def Params(cls):

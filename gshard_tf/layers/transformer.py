@@ -78,8 +78,9 @@ class TransformerBlock(weights.Layer):
       theta: weights.
       x: [B, L, M].
       context: a NestedMap with paddings [B, L], ids int32 [B, L] (of the tokens
-        in the vocabulary), self_mask bool [B, L, L], and for a decoder encoded
-        [B, T, M] and cross_mask bool [B, L, T].
+        in the vocabulary), self_mask bool [B, L, L], for a decoder encoded
+        [B, T, M] and cross_mask bool [B, L, T], and language float32 [B, L, N] to
+        measure the experts' load by language.
 
     Returns:
       A NestedMap with y [B, L, M], aux_loss float32 [], metrics and updates, see
@@ -93,7 +94,7 @@ class TransformerBlock(weights.Layer):
       normed = self.cross_attention_norm.FProp(theta.cross_attention_norm, x)
       x = self._Add(x, self.cross_attention.FProp(
           theta.cross_attention, normed, context.encoded, context.cross_mask))
-    return self._FeedForward(theta, x, context.paddings, context.ids)
+    return self._FeedForward(theta, x, context.paddings, context.ids, context.get('language'))
 
   def ExtendStep(self, theta, x, cache, t, context):
     """Computes the block for one new position of a decoder.
@@ -117,9 +118,9 @@ class TransformerBlock(weights.Layer):
         theta.cross_attention, normed, context.cross, context.cross_mask)
     return self._FeedForward(theta, x, tf.zeros(x.shape[:2]), context.ids).y, cache
 
-  def _FeedForward(self, theta, x, paddings, ids):
+  def _FeedForward(self, theta, x, paddings, ids, language=None):
     normed = self.feed_forward_norm.FProp(theta.feed_forward_norm, x)
-    out = self.feed_forward.FProp(theta.feed_forward, normed, paddings, ids)
+    out = self.feed_forward.FProp(theta.feed_forward, normed, paddings, ids, language)
     out.y = self._Add(x, out.y)
     out.updates = py_utils.NestedMap(feed_forward=out.updates)
     return out

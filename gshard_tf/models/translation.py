@@ -7,13 +7,15 @@ segment ids tell them apart (1 and up, 0 is padding).
 
 from lingvo.core import base_model
 from lingvo.core import py_utils
+from lingvo.core import summary_utils
 import tensorflow as tf
 
-from gshard_tf import xla_sharding
 from gshard_tf.layers import embedding
+from gshard_tf.layers import expert_metrics
 from gshard_tf.layers import randomness
 from gshard_tf.layers import transformer
 from gshard_tf.layers import weights
+from gshard_tf.xla_sharding import annotate
 
 
 class TranslationModel(base_model.BaseTask):
@@ -35,6 +37,8 @@ class TranslationModel(base_model.BaseTask):
     p.Define('model_partitions', 1,
              'Size of the last mesh axis where only the number of devices is given.')
     p.Define('microbatches', 1, 'Parts of a batch whose gradients are summed one by one.')
+    p.Define('num_languages', 0, 'Languages that the use of experts is measured by, in batches '
+             'that tell them.')
     p.name = 'translation'
     return p
 
@@ -53,13 +57,16 @@ class TranslationModel(base_model.BaseTask):
     Args:
       theta: weights.
       input_batch: a NestedMap with src.ids and src.segment_ids int32 [B, T], and
-        tgt.ids and tgt.segment_ids int32 [B, L].
+        tgt.ids and tgt.segment_ids int32 [B, L]. If num_languages is not 0 also with
+        src.language int32 [B, T] and tgt.language int32 [B, L], numbers of the
+        languages of the tokens' sentences.
 
     Returns:
       A NestedMap with logits [B, L, V]; aux_loss float32 [], the routers' losses
-      weighted, a mean over layers; metrics, a flat dict of float32 scalars; and
-      updates, a NestedMap that is a part of `theta`, of new values of weights
-      that no gradient changes.
+      weighted, a mean over layers; metrics, a flat dict from names such as
+      `experts/encoder.blocks_1/load` to pairs of value and weight, see
+      `layers.expert_metrics`; and updates, a NestedMap that is a part of `theta`,
+      of new values of weights that no gradient changes.
     """
     batch = _annotate_batch(input_batch)
     src, tgt = batch.src, batch.tgt
@@ -69,16 +76,15 @@ class TranslationModel(base_model.BaseTask):
         paddings=_paddings(tgt.segment_ids), ids=tgt.ids,
         self_mask=_same_segment(tgt.segment_ids, tgt.segment_ids),
         encoded=encoded.y,
-        cross_mask=_same_segment(tgt.segment_ids, src.segment_ids))
+        cross_mask=_same_segment(tgt.segment_ids, src.segment_ids), **self._Language(tgt))
     decoded = self.decoder.FProp(theta.decoder, x, context)
     self._updates = py_utils.NestedMap(encoder=encoded.updates, decoder=decoded.updates)
     return py_utils.NestedMap(
         logits=self.target_embedding.Logits(theta.target_embedding, decoded.y),
         aux_loss=(encoded.aux_loss + decoded.aux_loss) / 2.,
-        metrics={f'{stack}_{i}/{name}': value
+        metrics={f'experts/{stack}.blocks_{i}/{name}': pair
                  for stack, out in (('encoder', encoded), ('decoder', decoded))
-                 for i, metrics in out.metrics.items()
-                 for name, value in metrics.FlattenItems()},
+                 for i, metrics in out.metrics.items() for name, pair in metrics.items()},
         updates=self._updates)
 
   def ComputeLoss(self, theta, predictions, input_batch):
@@ -92,7 +98,8 @@ class TranslationModel(base_model.BaseTask):
     Returns:
       Metrics, a NestedMap from names to (value, weight): loss, what is
       minimised, per token; nll, the cross entropy in nats per token without
-      smoothing; aux_loss; and the layers' own. And an empty NestedMap.
+      smoothing; aux_loss; and those of the layers that are one number. And an
+      empty NestedMap.
     """
     del theta
     p = self.params
@@ -105,9 +112,20 @@ class TranslationModel(base_model.BaseTask):
     metrics = py_utils.NestedMap(
         loss=(loss, tokens), nll=(mean(nll), tokens),
         aux_loss=(predictions.aux_loss, tf.ones([])))
-    for name, value in predictions.metrics.items():
-      metrics[name] = (value, tf.ones([]))
+    for name, (value, weight) in predictions.metrics.items():
+      if not value.shape.rank:
+        metrics[name] = (value, weight)
     return metrics, py_utils.NestedMap()
+
+  def FPropTower(self, theta, input_batch):
+    """As Lingvo's, with the loads of the experts in its trainers' summaries."""
+    predictions = self.ComputePredictions(theta, input_batch)
+    metrics, per_example = self.ComputeLoss(theta, predictions, input_batch)
+    for name, (value, _) in predictions.metrics.items():
+      if value.shape.rank:
+        summary_utils.histogram(name, value)
+        metrics[f'{name.rpartition("/")[0]}/dead'] = (expert_metrics.dead(value), tf.ones([]))
+    return metrics, per_example
 
   def PostTrainingStepUpdate(self):
     """Assigns the updates of the step to the variables; Lingvo's trainers call it."""
@@ -163,7 +181,15 @@ class TranslationModel(base_model.BaseTask):
     x = self._Embed(self.source_embedding, theta.source_embedding, src.ids)
     return self.encoder.FProp(theta.encoder, x, py_utils.NestedMap(
         paddings=_paddings(src.segment_ids), ids=src.ids,
-        self_mask=_same_segment(src.segment_ids, src.segment_ids)))
+        self_mask=_same_segment(src.segment_ids, src.segment_ids), **self._Language(src)))
+
+  def _Language(self, side):
+    """What a stack's context has of languages."""
+    languages = self.params.num_languages
+    if not languages or 'language' not in side:
+      return {}
+    # The letters of another tensor that is whole along its last dimension.
+    return dict(language=annotate(tf.one_hot(side.language, languages), 'blm'))
 
   def _Embed(self, layer, theta, ids):
     x = tf.cast(layer.Lookup(theta, ids), py_utils.FPropDtype(self.params))
@@ -172,7 +198,7 @@ class TranslationModel(base_model.BaseTask):
 
 def _annotate_batch(batch):
   batch = py_utils.NestedMap(src=batch.src, tgt=batch.tgt)
-  return batch.Transform(lambda x: xla_sharding.annotate(x, 'bl'))
+  return batch.Transform(lambda x: annotate(x, 'bl'))
 
 
 def _paddings(segment_ids):

@@ -2,6 +2,7 @@
 
 from typing import Iterable
 
+import jax
 import numpy as np
 
 from gshard_tf.runtime import program as program_lib
@@ -13,19 +14,19 @@ def held_out(program: program_lib.Program, theta, batches: Iterable[dict]) -> di
   Args:
     program: the compiled model.
     theta: a dict from path to weight, on the devices.
-    batches: of the shape of a training batch, each sentence once.
+    batches: of the shape of a training batch, each sentence once; with the
+      languages of its tokens where the artifact has languages.
 
   Returns:
-    A dict from each metric's name to its weighted mean; `nll` is the cross
-    entropy in nats per target token.
+    A dict from each metric's name to its weighted mean, a float or float64 array;
+    `nll` is the cross entropy in nats per target token.
   """
   sums = {}
   for batch in batches:
-    for name, pair in program.evaluate(theta, program.put(batch)).items():
+    for name, pair in jax.device_get(program.evaluate(theta, program.put(batch))).items():
       value, weight = np.asarray(pair, np.float64)
-      total = sums.setdefault(name, np.zeros(2))
-      total += (value * weight, weight)
-  return {name: float(total / max(weight, 1e-9)) for name, (total, weight) in sums.items()}
+      sums[name] = sums.get(name, 0.) + np.stack([value * weight, weight])
+  return {name: (total / np.maximum(weight, 1e-9))[()] for name, (total, weight) in sums.items()}
 
 
 def unigram_nll(train: Iterable[dict], held_out_batches: Iterable[dict], vocab_size: int) -> float:

@@ -83,7 +83,7 @@ class Program:
                 step=jnp.int32(0))
 
   def _train(self, state, batch, seed):
-    """One step: the new state, and metrics, a dict of float32 scalars."""
+    """One step: the new state, and metrics, a dict of float32 scalars and loads [E]."""
     out = self.function('train').call(state['theta'], batch, state['step'], seed)
     trained = self._trained(state['theta'])
     changes, optimizer = self._optimizer.update(out['grads'], state['optimizer'], trained)
@@ -97,5 +97,5 @@ class Program:
     return {path: theta[path] for path in self._trainable}
 
   def _evaluate(self, theta, batch):
-    """From each metric's name to float32 [2], value and weight."""
+    """From each metric's name to float32 [2, ...], value and weight."""
     return self.function('evaluate').call(theta, batch)

@@ -31,6 +31,7 @@ FLOORS = {
     'gshard_tf/layers/gating.py': 0,
     'gshard_tf/layers/dispatch.py': 1,
     'gshard_tf/layers/expert_choice.py': 1,
+    'gshard_tf/layers/expert_metrics.py': 1,
     'gshard_tf/layers/randomness.py': 0.5,
     'gshard_tf/layers/token_choice.py': 1,
     'gshard_tf/layers/weights.py': 1,

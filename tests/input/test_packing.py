@@ -16,6 +16,7 @@ from tests.input import rows as layout
 LENGTHS = st.integers(2, 30)
 FORMATS = st.builds(packing.BatchFormat, st.just(1), LENGTHS, LENGTHS,
                     st.booleans())
+_SENTENCES = 1000  # of the corpus that examples are drawn from
 
 
 @st.composite
@@ -40,7 +41,7 @@ def pack_block(state, first, block, last, batch_format):
       [len(pair[side]) for _, pair in kept], tf.int64)
   sentences = dict(
       index=tf.constant([first + i for i, _ in kept], tf.int64),
-      sentence=tf.constant([i for i, _ in kept], tf.int32),
+      sentence=tf.constant([(first + i) % _SENTENCES for i, _ in kept], tf.int32),
       src=flat(0), src_lengths=lengths(0), tgt=flat(1), tgt_lengths=lengths(1))
   return packing.pack(state, sentences, tf.constant(first + len(block), tf.int64),
                       tf.constant(last), batch_format)
@@ -88,9 +89,7 @@ def test_blocks_do_not_show_in_the_rows(stream):
   batch_format, start, blocks = stream
   whole = [list(itertools.chain(*blocks))]
   parts = pack_all(*stream)
-  parts.pop('sentence', None)  # Numbered within the block by these tests.
   joined = pack_all(batch_format, start, whole)
-  joined.pop('sentence', None)
   tf.nest.map_structure(np.testing.assert_array_equal, parts, joined)
 
 
@@ -106,6 +105,21 @@ def test_packing_continues_from_the_position_of_any_row(stream, data):
   for name in ('src', 'tgt', 'position', 'skipped'):
     tf.nest.map_structure(lambda whole, rest: np.testing.assert_array_equal(
         whole[row + 1:], rest), rows[name], resumed[name])
+
+
+@settings(max_examples=20, deadline=None)
+@given(streams())
+def test_every_token_knows_its_sentence(stream):
+  _, start, blocks = stream
+  rows = pack_all(*stream)
+  kept = [(start + i) % _SENTENCES for i, pair in enumerate(itertools.chain(*blocks)) if pair]
+  for side in (rows['src'], rows['tgt']):
+    found = []
+    for row in range(len(rows['position'])):
+      for same in layout.unpack_side(side, row, 'sentence'):
+        assert len(set(same)) == 1
+        found.append(same[0])
+    assert found == kept
 
 
 @settings(max_examples=20, deadline=None)

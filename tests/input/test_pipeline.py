@@ -50,6 +50,19 @@ def test_evaluation_has_every_sentence_once_in_order(world, batch_format, start)
     assert max(map(len, rows), default=0) <= 1
 
 
+def test_evaluation_tells_the_language_of_every_token(world):
+  batches = read(pipeline.evaluation_batches(
+      world.corpus, world.models, packing.BatchFormat(7, 80, 80)))
+  found = [set(codes) for batch in batches for row in range(7)
+           for codes in layout.unpack_side(batch['src'], row, 'language')]
+  fits = [len(s) <= 80 and len(t) <= 80 for s, t in world.encoded]
+  assert found == [{code} for code, fit in zip(world.corpus.language, fits) if fit]
+  assert len(set.union(*found)) > 1
+  train = read(pipeline.training_batches(world.corpus, world.models,
+                                         packing.BatchFormat(7, 80, 80)), 1)
+  assert 'language' in batches[0]['tgt'] and 'language' not in train[0]['tgt']
+
+
 def test_unpacked_rows_say_which_sentence_they_are(world):
   batch_format = packing.BatchFormat(7, 40, 40, packing=False)
   batches = read(pipeline.evaluation_batches(

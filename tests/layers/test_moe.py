@@ -60,7 +60,7 @@ def test_identical_experts_equal_the_dense_layer(dispatch, train):
     out = layer.FProp(theta, tf.constant(x), tf.constant(paddings))
     want = dense.FProp(dense_theta, tf.constant(x), tf.constant(paddings))
   np.testing.assert_allclose(out.y, want.y * (1. - paddings)[..., None], atol=_ATOL)
-  assert float(out.metrics.dropped) == pytest.approx(0., abs=1e-6)
+  assert float(out.metrics.dropped[0]) == pytest.approx(0., abs=1e-6)
   assert float(want.aux_loss) == 0. and not want.metrics
 
 
@@ -97,7 +97,7 @@ def test_any_router_goes_with_any_dispatch(name):
       out = layer.FProp(theta, x, paddings, ids)
       loss = tf.reduce_sum(tf.sin(out.y)) + out.aux_loss
     if not layer.router.NEEDS_CAPACITY:
-      assert 0. < float(out.metrics.dropped) < 1.
+      assert 0. < float(out.metrics.dropped[0]) < 1.
     results.append([out.y, *tape.gradient(loss, theta.Flatten(), unconnected_gradients='zero')])
     assert np.abs(out.y).max() > 0.
   for einsum, gather in zip(*results):
@@ -117,7 +117,7 @@ def test_forms_of_dispatch_agree_with_room_for_all(activation):
       tape.watch(theta.Flatten())
       out = layer.FProp(theta, tf.constant(x), tf.constant(paddings))
       loss = tf.reduce_sum(tf.sin(out.y)) + out.aux_loss
-    assert not out.metrics.dropped
+    assert not out.metrics.dropped[0]
     results.append([out.y, *tape.gradient(loss, theta.Flatten())])
   for einsum, gather, dropless in zip(*results):
     np.testing.assert_allclose(gather, einsum, rtol=1e-5, atol=_ATOL)
@@ -134,7 +134,7 @@ def test_dropless_takes_no_notice_of_capacity(train):
     layer, theta = make(router_params, dispatch=dispatch)
     with layers.training() if train else layers.evaluation():
       outs.append(layer.FProp(theta, x, paddings))
-  assert not outs[0].metrics.dropped
+  assert not outs[0].metrics.dropped[0]
   np.testing.assert_allclose(outs[0].y, outs[1].y, atol=_ATOL)
 
 
@@ -158,7 +158,7 @@ def test_order_of_experts_does_not_matter(name):
     want, got = (layer.FProp(t, x, paddings) for t in (theta, permuted))
   np.testing.assert_allclose(got.y, want.y, atol=_ATOL)
   np.testing.assert_allclose(got.aux_loss, want.aux_loss, rtol=1e-5)
-  np.testing.assert_array_equal(got.metrics.dropped, want.metrics.dropped)
+  np.testing.assert_array_equal(got.metrics.dropped[0], want.metrics.dropped[0])
 
 
 def test_padding_takes_no_place():
@@ -186,7 +186,7 @@ def test_at_evaluation_a_row_does_not_depend_on_its_neighbours(groups):
     want = layer.FProp(theta, tf.constant(x), tf.constant(paddings))
     got = layer.FProp(theta, tf.constant(crowded), tf.constant(paddings))
   np.testing.assert_allclose(got.y[2], want.y[2], atol=1e-6)
-  assert float(got.metrics.dropped) == pytest.approx(0., abs=1e-6)
+  assert float(got.metrics.dropped[0]) == pytest.approx(0., abs=1e-6)
 
 
 def test_at_evaluation_capacity_can_be_bounded():
@@ -194,7 +194,7 @@ def test_at_evaluation_capacity_can_be_bounded():
   with layers.evaluation():
     out = layer.FProp(theta, *(tf.constant(a) for a in inputs(padding=0.)))
   # 24 tokens want 48 places; 2 groups of 4 experts have ceil(.5 * 12 / 4) = 2 each.
-  assert float(out.metrics.dropped) >= 1. - 2 * 4 * 2 / 48 - 1e-6
+  assert float(out.metrics.dropped[0]) >= 1. - 2 * 4 * 2 / 48 - 1e-6
 
 
 def test_a_step_draws_the_same_numbers_again_and_the_next_step_others():
