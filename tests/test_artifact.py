@@ -23,7 +23,8 @@ def small(**changes):
       model='m.Model', mesh_shape=(4, 2), mesh_axes=('expert', 'model'), weights=WEIGHTS,
       batch={'src': {'ids': (8, 24)}, 'tgt': {'ids': (8, 20)}}, batch_axes=('expert',),
       decode_rows=16, optimizer={'beta2': .99}, inputs={'Dev': 'data/dev.tsv'},
-      vocabularies=lowered.VOCABULARIES, functions={'init': b'\x00one', 'train': b'two\xff'})
+      vocabularies=lowered.VOCABULARIES, functions={'init': b'\x00one', 'train': b'two\xff'},
+      languages=('de', 'fr'))
   return artifact_lib.Artifact(**values | changes)
 
 

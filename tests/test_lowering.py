@@ -96,10 +96,11 @@ def test_evaluation_has_no_randomness():
   """The lowered evaluation of dropout's model is that of its twin without any."""
   deterministic = lowered.task(DROPOUT=0., SECOND_EXPERT='all')
   with_dropout = lowered.program((2, 1)).evaluate(
-      lowered.theta(), lowered.random_batch(0))
-  twin = train_step.Steps(deterministic, None)
+      lowered.theta(), lowered.held_out_batch(0))
+  twin = train_step.Steps(deterministic.Set(num_languages=len(lowered.LANGUAGES)), None)
   want = tf.function(twin.evaluate, autograph=False)(
-      *jax.tree.map(tf.constant, (lowered.theta(), lowered.random_batch(0))))
+      *jax.tree.map(tf.constant, (lowered.theta(), lowered.held_out_batch(0))))
+  assert with_dropout.keys() == want.keys()
   for name, pair in want.items():  # rtol: sums by parts, as above
     np.testing.assert_allclose(with_dropout[name], pair, rtol=1e-5, atol=1e-7, err_msg=name)
 

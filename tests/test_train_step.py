@@ -59,6 +59,23 @@ def test_microbatches_have_the_gradient_of_the_batch():
   assert_close(parts_grads, grads, 1e-5)
 
 
+def test_microbatches_have_the_experts_metrics_of_the_batch():
+  """With room for all no token's experts depend on those of its group."""
+  changes = dict(DROPOUT=0., SECOND_EXPERT='all', CAPACITY_FACTOR=None)
+  batch, theta = lowered.random_batch(0), lowered.theta()
+  batch['src']['segment_ids'][::2, 5:] = 0  # microbatches of different numbers of tokens
+  whole, parts = (
+      tf.function(train_step.Steps(lowered.task(**changes, MICROBATCHES=n), mesh=None).train,
+                  autograph=False)(theta, batch, tf.constant(3), tf.constant(7))['metrics']
+      for n in (1, 2))
+  names = {f'experts/{layer}.blocks_1/{name}' for layer in ('encoder', 'decoder') for name in (
+      'load', 'dropped', 'bypassed', 'entropy', 'first_gate', 'second_gate', 'z_loss')}
+  assert names < whole.keys() == parts.keys()
+  for name in names - {n for n in names if n.endswith('_loss')}:  # a mean of means
+    np.testing.assert_allclose(parts[name], whole[name], rtol=1e-5, atol=1e-7, err_msg=name)
+    assert name.endswith(('dropped', 'bypassed')) != np.all(whole[name])
+
+
 def test_bfloat16_activations_give_nearly_the_same_loss():
   """Eight bits of mantissa: 2^-8 of a logit is some thousandths of a nat."""
   constants = dict(DROPOUT=0., SECOND_EXPERT='all')

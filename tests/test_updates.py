@@ -7,6 +7,7 @@ a fixed rate towards balance.
 import functools
 
 from lingvo.core import base_input_generator
+from lingvo.core import cluster_factory
 from lingvo.core import py_utils
 import numpy as np
 import pytest
@@ -91,6 +92,19 @@ def test_a_checkpoint_keeps_the_bias(tmp_path):
   checkpoints.close()
   for path in BIASES:
     np.testing.assert_array_equal(restored['theta'][path], biases[-1][path])
+
+
+def test_lingvos_trainer_summarises_the_experts():
+  with tf.Graph().as_default(), cluster_factory.ForTestingWorker(add_summary=True):
+    py_utils.GetOrCreateGlobalStepVar()
+    task = Balanced().Task().Set(input=FixedInput.Params().Set(name='input')).Instantiate()
+    metrics, _ = task.FPropDefaultTheta()
+    summaries = [op.name for op in tf.compat.v1.get_default_graph().get_operations()
+                 if op.type == 'HistogramSummary']
+  layer = 'experts/encoder.blocks_1'
+  assert any(f'{layer}/load' in name for name in summaries), summaries
+  assert {f'{layer}/dead', f'{layer}/dropped', f'{layer}/entropy'} < metrics.keys()
+  assert all(value.shape.rank == 0 for value, _ in metrics.values())
 
 
 def test_lingvos_trainer_assigns_the_same_updates():

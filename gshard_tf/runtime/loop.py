@@ -7,11 +7,13 @@ import signal
 import time
 from typing import Callable, Iterator
 
+import jax
 import numpy as np
 import tensorboardX
 
 from gshard_tf.runtime import checkpoint
 from gshard_tf.runtime import evaluation
+from gshard_tf.runtime import expert_log
 from gshard_tf.runtime import program as program_lib
 
 _REPORT_SECONDS = 5.
@@ -72,16 +74,27 @@ class LossLog:
     self._events = tensorboardX.SummaryWriter(folder, flush_secs=10, purge_step=step + 1)
 
   def write(self, step: int, metrics: dict, tokens_per_second: float):
-    """Logs one step's metrics, a dict of floats with `loss`."""
-    self._losses.write(json.dumps({'step': step, 'loss': metrics['loss']}) + '\n')
-    for name, value in metrics.items():
-      self._events.add_scalar(name, value, step)
-    self._events.add_scalar('tokens_per_second', tokens_per_second, step)
+    """Logs one step's metrics, a dict with `loss`: numbers, and loads of experts."""
+    self._losses.write(json.dumps({'step': step, 'loss': float(metrics['loss'])}) + '\n')
+    self._add(step, dict(metrics, tokens_per_second=tokens_per_second))
 
-  def write_held_out(self, step: int, metrics: dict):
-    """Logs held-out metrics, a dict of floats."""
+  def write_held_out(self, step: int, metrics: dict, languages):
+    """Logs held-out metrics, among them loads of experts by language."""
+    suffix = '/load_by_language'
+    by_layer = {name.removeprefix('experts/').removesuffix(suffix): value
+                for name, value in metrics.items() if name.endswith(suffix)}
+    if by_layer:
+      self._events.add_image(f'held_out/experts{suffix}', expert_log.draw(by_layer, languages), step,
+                             dataformats='HWC')
+    self._add(step, {f'held_out/{name}': value for name, value in metrics.items()
+                     if not name.endswith(suffix)})
+
+  def _add(self, step, metrics):
     for name, value in metrics.items():
-      self._events.add_scalar(f'held_out/{name}', value, step)
+      if np.ndim(value):
+        expert_log.add_load(self._events, name, value, step)
+      else:
+        self._events.add_scalar(name, value, step)
 
   def close(self):
     """Writes what is left."""
@@ -128,7 +141,8 @@ def train(program: program_lib.Program, data: Data, logdir: str, *, max_steps: i
 
   def evaluate():
     metrics = evaluation.held_out(program, state['theta'], data.held_out())
-    log.write_held_out(step, dict(metrics, unigram_nll=data.unigram_nll))
+    log.write_held_out(step, dict(metrics, unigram_nll=data.unigram_nll),
+                       program.artifact.languages)
     say(f'held-out loss at step {step}: {metrics["nll"]:.4f} nats per token; '
         f'of a unigram model: {data.unigram_nll:.4f}')
     return metrics['nll']
@@ -140,8 +154,8 @@ def train(program: program_lib.Program, data: Data, logdir: str, *, max_steps: i
     for batch in data.train(position) if step < max_steps else ():
       position = int(batch.pop('position'))
       state, metrics = program.train(state, program.put(batch), np.int32(seed))
-      metrics = {name: float(value) for name, value in metrics.items()}
-      step, loss = step + 1, metrics['loss']
+      metrics = jax.device_get(metrics)
+      step, loss = step + 1, float(metrics['loss'])
       clock.tick(step, batch)
       log.write(step, metrics, clock.recent)
       if not np.isfinite(loss):

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from gshard_tf import xla_sharding
 from gshard_tf.layers import expert_metrics
 from gshard_tf.layers import gating
+from gshard_tf.layers import moe
+from gshard_tf.params import sharding
+from gshard_tf.runtime import collectives
+from gshard_tf.runtime import hlo
+from tests import partitioned
 from tests.layers import layer as layers
 from tests.layers.routers import ROUTERS
 
@@ -135,3 +141,43 @@ def test_no_gradient_passes():
     metrics = expert_metrics.measure(gating.assign(choices, tf.ones([2, 6]), 2), tf.ones([2, 6]))
     total = tf.add_n([tf.reduce_sum(v) for v, _ in metrics.values()])
   assert tape.gradient(total, logits) is None
+
+
+@pytest.mark.parametrize('name', ['random', 'hash', 'sigmoid', 'bounded_expert_choice'])
+def test_a_partitioned_layer_reduces_a_few_numbers_for_them(name):
+  """Rows on 8 devices: beside the layer's own collectives, sums of E or N * E numbers."""
+  mesh = xla_sharding.Mesh((8, 1), sharding.MESH_AXES)
+  layer = layers.make(moe.MoE.Params().Set(
+      model_dim=_M, hidden_dim=6, num_experts=8, num_groups=8, router=ROUTERS[name].Copy()))
+  theta, rng = layers.draw(layer, 0), np.random.default_rng(0)
+  args = [rng.standard_normal((16, 24, _M), np.float32),
+          rng.integers(0, 2, (16, 24)).astype(np.float32),
+          rng.integers(0, 9, (16, 24)).astype(np.int32), rng.integers(0, _N, (16, 24)).astype(np.int32)]
+
+  def run(measured, x, paddings, ids, language):
+    with xla_sharding.partitioning(mesh, sharding.GSHARD), layers.training():
+      x = xla_sharding.annotate(x, 'blm')
+      paddings, ids, language = (xla_sharding.annotate(a, 'bl') for a in (paddings, ids, language))
+      out = layer.FProp(theta, x, paddings, ids, tf.one_hot(language, _N))
+    return dict(y=out.y, **dict(out.metrics) if measured else {})
+
+  def compiled(measured):
+    program = partitioned.compile_on(
+        mesh, lambda *a: run(measured, *a), *args, split_results=True)
+    return program, collectives.read(hlo.parse(program.as_text()))
+
+  program, with_metrics = compiled(True)
+  _, without = compiled(False)
+  sizes = lambda found, kind: sorted(c.bytes for c in found if c.kind == kind)
+  for kind in collectives.KINDS:
+    if kind != 'all-reduce':
+      assert sizes(with_metrics, kind) == sizes(without, kind), kind
+  added = sum(sizes(with_metrics, 'all-reduce')) - sum(sizes(without, 'all-reduce'))
+  assert 0 < added <= 4 * (8 + 8 * _N + 16)  # load, load_by_language, and single numbers
+  got = program(*args)
+  with layers.training():
+    want = layer.FProp(theta, *map(tf.constant, args[:3]), tf.one_hot(args[3], _N)).metrics
+  assert got.keys() == want.keys() | {'y'}
+  for key, pair in want.items():
+    for g, w in zip(got[key], pair):
+      np.testing.assert_allclose(g, w, rtol=_RTOL, atol=1e-7, err_msg=key)

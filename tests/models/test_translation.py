@@ -164,7 +164,7 @@ def test_padding_ids_change_nothing():
   (want, _, metrics), (got, _, changed_metrics) = small().predict(batch), small().predict(changed)
   for span in spans:
     np.testing.assert_allclose(got.numpy()[span], want.numpy()[span], atol=_ATOL)
-  assert metrics.keys() == changed_metrics.keys() > {'loss', 'nll', 'aux_loss', 'encoder_1/dropped'}
+  assert metrics.keys() == changed_metrics.keys() > {'loss', 'nll', 'aux_loss', 'experts/encoder.blocks_1/dropped'}
   for name, (value, _) in metrics.items():
     assert float(changed_metrics[name][0]) == pytest.approx(float(value), abs=_ATOL), name
 

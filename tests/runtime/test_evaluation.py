@@ -14,7 +14,7 @@ from tests.lowered import Small
 def test_held_out_is_the_mean_over_all_tokens():
   """Of the full distribution that TensorFlow computes, one token after another."""
   # Batches of different sizes, so that the mean of their means is another number.
-  batches = [lowered.random_batch(seed) for seed in (1, 2)]
+  batches = [lowered.held_out_batch(seed) for seed in (1, 2)]
   batches[1]['tgt']['segment_ids'][3:] = 0
   total, tokens, means = 0., 0, []
   model = lowered.Unlowered()
@@ -29,6 +29,25 @@ def test_held_out_is_the_mean_over_all_tokens():
   assert metrics['nll'] == pytest.approx(total / tokens, rel=1e-5)  # float32 against float64
   assert metrics['nll'] != pytest.approx(np.mean(means), rel=1e-4)
   assert metrics.keys() >= {'loss', 'nll', 'aux_loss'}
+
+
+def test_loads_by_language_add_up_to_the_loads():
+  batches = [lowered.held_out_batch(seed) for seed in (1, 2)]
+  other_numbers = [{side: arrays | {'language': (arrays['language'] + 1) % 3}
+                    for side, arrays in batch.items()} for batch in batches]
+  metrics, renumbered = (evaluation.held_out(lowered.program((2, 1)), lowered.theta(), b)
+                         for b in (batches, other_numbers))
+  for stack, side in (('encoder', 'src'), ('decoder', 'tgt')):
+    name = f'experts/{stack}.blocks_1/load'
+    tokens = sum(np.bincount(b[side]['language'][b[side]['segment_ids'] > 0], minlength=3)
+                 for b in batches)
+    shares = metrics[f'{name}_by_language']
+    assert shares.shape == (3, Small.NUM_EXPERTS)
+    assert np.abs(shares[0] - shares[1]).max() > .001
+    np.testing.assert_allclose(shares.sum(1), 1., rtol=1e-6)  # float32
+    # Every token has two choices, so that tokens weigh as choices do.
+    np.testing.assert_allclose(tokens / tokens.sum() @ shares, metrics[name], rtol=1e-5)
+    np.testing.assert_allclose(np.roll(shares, 1, 0), renumbered[f'{name}_by_language'], rtol=1e-6)
 
 
 def test_unigram_nll_equals_a_plain_count():

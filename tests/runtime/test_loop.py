@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from gshard_tf.runtime import checkpoint
 from gshard_tf.runtime import loop
 from tests import lowered
+from tests.lowered import Small
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +114,8 @@ def test_a_finished_run_is_left_as_it_is(straight, tmp_path):
 
 def events(logdir):
   accumulator = event_accumulator.EventAccumulator(
-      str(logdir / 'train'), size_guidance={event_accumulator.SCALARS: 0})
+      str(logdir / 'train'), size_guidance={
+          event_accumulator.SCALARS: 0, event_accumulator.HISTOGRAMS: 0, event_accumulator.IMAGES: 0})
   return accumulator.Reload()
 
 
@@ -129,6 +131,36 @@ def test_tensorboard_reads_the_events(straight):
     assert event.value == np.float32(json.loads(line)['loss'])
   last = accumulator.Scalars('held_out/nll')[-1]
   assert last.step == 10 and last.value == np.float32(run.result.held_out_nll)
+
+
+@pytest.mark.parametrize('layer', ['encoder.blocks_1', 'decoder.blocks_1'])
+def test_tensorboard_shows_the_experts_of_every_layer(straight, layer):
+  accumulator = events(straight[0])
+  for prefix, steps in (('', list(range(1, 11))), ('held_out/', [0, 4, 8, 10])):
+    values = {}
+    for name in ('dropped', 'bypassed', 'entropy', 'first_gate', 'second_gate', 'dead', 'busiest',
+                 'balance_loss', 'z_loss'):
+      logged = accumulator.Scalars(f'{prefix}experts/{layer}/{name}')
+      assert [event.step for event in logged] == steps
+      values[name] = np.array([event.value for event in logged])
+    assert np.all((0 <= values['bypassed']) & (values['bypassed'] <= values['dropped']))
+    assert np.all((0 < values['entropy']) & (values['entropy'] <= np.log(Small.NUM_EXPERTS)))
+    assert np.all((0 < values['second_gate']) & (values['second_gate'] < values['first_gate']))
+    histograms = accumulator.Histograms(f'{prefix}experts/{layer}/load')
+    assert [event.step for event in histograms] == steps
+    loads = np.array([event.histogram_value.bucket for event in histograms])
+    assert loads.shape[1] == Small.NUM_EXPERTS
+    np.testing.assert_allclose(loads.sum(1), 1., rtol=1e-6)  # float32
+    np.testing.assert_allclose(loads.max(1) * Small.NUM_EXPERTS, values['busiest'], rtol=1e-6)
+    np.testing.assert_array_equal((loads == 0).sum(1), values['dead'])
+
+
+def test_tensorboard_shows_which_language_uses_which_experts(straight):
+  images = events(straight[0]).Images('held_out/experts/load_by_language')
+  assert [image.step for image in images] == [0, 4, 8, 10]
+  for image in images:
+    assert image.encoded_image_string.startswith(b'\x89PNG') and image.width > image.height > 100
+  assert images[0].encoded_image_string != images[-1].encoded_image_string
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
