@@ -49,7 +49,7 @@ class Routing(NamedTuple):
     expert: int32 [G, S, K]; the expert of each choice, of one without a slot
       too; -1 for padding, and where a token goes without a k-th expert.
     load: float32 [G, E]; how many choices fell on each expert of a group, with
-      those that found it full. To be measured alone, as entropy.
+      those that found it full. Dispatch does without it and entropy.
     entropy: float32 [G, S]; of the router's distribution over experts, in nats;
       None for a router that has none.
   """

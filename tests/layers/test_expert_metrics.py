@@ -21,6 +21,8 @@ from tests import partitioned
 from tests.layers import layer as layers
 from tests.layers.routers import ROUTERS
 
+pytestmark = pytest.mark.slow
+
 _G, _S, _E, _M, _N = 3, 14, 4, 5, 3
 _RTOL = 1e-5  # sums of 42 float32 numbers, and a division
 
