@@ -48,6 +48,23 @@ def test_a_loop_over_layers_draws_and_computes_the_same():
   assert_close(looped_grads, grads, 1e-5)  # sums of float32 in another order
 
 
+def test_a_loop_over_layers_measures_the_languages_of_every_layer():
+  constants = dict(ENCODER_LAYERS=4, DECODER_LAYERS=2)
+  batch, results = lowered.held_out_batch(0), []
+  for more in ({}, dict(REPEAT=True, REMAT='block')):
+    task = lowered.task(**constants, **more).Set(num_languages=len(lowered.LANGUAGES))
+    steps = train_step.Steps(task, mesh=None)
+    theta = tf.function(steps.init, jit_compile=True, autograph=False)(tf.constant(0))
+    results.append(tf.function(steps.evaluate, jit_compile=True, autograph=False)(theta, batch))
+  unrolled, looped = results
+  assert unrolled.keys() == looped.keys()
+  for layer in ('encoder.blocks_1', 'encoder.blocks_3', 'decoder.blocks_1'):
+    name = f'experts/{layer}/load_by_language'
+    np.testing.assert_allclose(looped[name], unrolled[name], rtol=1e-5, atol=1e-6)
+  first, second = (unrolled[f'experts/encoder.blocks_{i}/load'][0] for i in (1, 3))
+  assert np.abs(first - second).max() > .01
+
+
 def test_microbatches_have_the_gradient_of_the_batch():
   """Dense, since the groups of a microbatch are smaller and drop other tokens."""
   constants = dict(ENCODER_LAYERS=2, DECODER_LAYERS=2, NUM_EXPERTS=0, DROPOUT=0.)
