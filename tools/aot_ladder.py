@@ -96,7 +96,7 @@ def compile_all(names: dict[str, str], folder: str, keep: bool) -> list[dict]:
     keep: whether to take those that are there already.
 
   Returns:
-    The reports there are.
+    The reports there are, from the fewest parameters to the most.
   """
   reports = []
   for name, topology in names.items():
@@ -115,7 +115,7 @@ def compile_all(names: dict[str, str], folder: str, keep: bool) -> list[dict]:
     print(f'{name} on {topology}: {"fits" if r["fits"] else "does not fit"}, '
           f'{aot_views.gib(r["memory"]["total"])} a core, a step estimated at '
           f'{aot_views.seconds(r["estimated_step_seconds"])}', flush=True)
-  return reports
+  return sorted(reports, key=lambda r: r['parameters'])
 
 
 def _short(report):
