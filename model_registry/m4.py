@@ -107,8 +107,8 @@ class MoE1T(_SplitWeights):
 
 @model_registry.RegisterSingleTaskModel
 class MoE2T(MoE1T):
-  """MoE(2048E, 124L), 2.1T weights: the deepest of the family that fits 2048 cores.
+  """MoE(2048E, 128L), 2.2T weights: the deepest of the family that fits 2048 cores.
 
   Found by `tools.aot_report --search=largest` (docs/scaling.md).
   """
-  ENCODER_LAYERS = DECODER_LAYERS = 62
+  ENCODER_LAYERS = DECODER_LAYERS = 64
