@@ -129,7 +129,10 @@ def at(values: tf.Tensor, expert: tf.Tensor) -> tf.Tensor:
   Returns:
     float32 [G, S, K]; 0 where `expert` is -1.
   """
-  return tf.reduce_sum(_one_hot(expert, values.shape[-1]) * values[..., None, :], -1)
+  # Choice by choice: nothing has the shape [G, S, K, E].
+  here = lambda k: tf.equal(tf.range(values.shape[-1]), expert[..., k, None])
+  return tf.stack([tf.reduce_sum(tf.where(here(k), values, 0.), -1)
+                   for k in range(expert.shape[-1])], -1)
 
 
 def normalize(gate: tf.Tensor) -> tf.Tensor:
@@ -173,16 +176,19 @@ def _places(expert, num_experts, capacity, priority):
   if priority is not None:
     order = tf.argsort(priority, direction='DESCENDING', stable=True)  # [G, S]
     expert = tf.gather(expert, order, batch_dims=1)
-  taken, places = 0., []
-  for k in range(expert.shape[2]):
-    mask = _one_hot(expert[..., k], num_experts)  # [G, S, E]
-    places.append(tf.reduce_sum((tf.cumsum(mask, 1, exclusive=True) + taken) * mask, -1))
-    taken += tf.reduce_sum(mask, 1, keepdims=True)  # [G, 1, E]
-  place = tf.cast(tf.stack(places, -1), tf.int32)  # [G, S, K]
+  # Sorted by expert, first choices before second ones, a choice's place is how far
+  # it is behind the first of its expert. A running count along S would be [G, S, E].
+  groups, size, choices = expert.shape
+  wanted = tf.reshape(tf.transpose(expert, [0, 2, 1]), [groups, choices * size])
+  rank = tf.argsort(tf.argsort(tf.where(wanted >= 0, wanted, num_experts), stable=True), stable=True)
+  counts = tf.reduce_sum(load(expert, num_experts), 1)  # [G, E]
+  first = tf.cast(tf.cumsum(counts, 1, exclusive=True), tf.int32)
+  first = tf.gather(first, tf.maximum(wanted, 0), batch_dims=1)
+  place = tf.transpose(tf.reshape(rank - first, [groups, choices, size]), [0, 2, 1])
   slot = tf.where((expert >= 0) & (place < capacity), expert * capacity + place, -1)
   if priority is not None:
     slot = tf.gather(slot, tf.argsort(order, stable=True), batch_dims=1)
-  return slot, taken[:, 0]
+  return slot, counts
 
 
 def _one_hot(expert, num_experts):
