@@ -7,6 +7,8 @@ Dimensions: G groups, S tokens in a group, E experts, C capacity, K experts
 chosen for a token, M model.
 """
 
+import abc
+
 from lingvo.core import py_utils
 import tensorflow as tf
 
@@ -18,7 +20,11 @@ from gshard_tf.layers import weights
 from gshard_tf.xla_sharding import annotate
 
 
-class Router(weights.Layer):
+class _AbstractLayer(type(weights.Layer), abc.ABCMeta):
+  """Of layers that cannot be made before their abstract methods are written."""
+
+
+class Router(weights.Layer, metaclass=_AbstractLayer):
   """What all routers have: the experts' capacity.
 
   Attributes:
@@ -89,9 +95,9 @@ class Router(weights.Layer):
     factor = p.eval_capacity_factor if self.do_eval else p.capacity_factor
     return gating.expert_capacity(size, p.num_experts, factor, p.min_capacity)
 
+  @abc.abstractmethod
   def _Route(self, theta, tokens, nonpadding, ids, capacity):
     """As `FProp`, with float32 tokens, for a capacity C."""
-    raise NotImplementedError(type(self).__name__)
 
   def _CheckChoices(self, k, least=1):
     self._Require(k >= least, f'k is {k}; a token needs {least} expert at least')
@@ -149,9 +155,9 @@ class LearnedRouter(Router):
   def _Project(self, tokens, w):
     return annotate(tf.einsum('gsm,me->gse', tokens, tf.cast(w, tf.float32)), 'gse')
 
+  @abc.abstractmethod
   def _RouteByLogits(self, theta, tokens, logits, nonpadding, capacity):
     """As `_Route`, given logits float32 [G, S, E]."""
-    raise NotImplementedError(type(self).__name__)
 
 
 class TopKRouter(LearnedRouter):

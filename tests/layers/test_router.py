@@ -302,3 +302,9 @@ def test_bad_params_raise_at_construction(family, bad, message):
   with pytest.raises(ValueError, match=re.escape(message)) as error:
     layers.make(family.Params().Set(**dict(model_dim=_M, num_experts=_E) | bad))
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('cls', [router.Router, router.LearnedRouter])
+def test_what_routes_nothing_cannot_be_made(cls):
+  with pytest.raises(TypeError, match=f'abstract class {cls.__name__} .*_Route'):
+    cls.Params().Set(name='router', model_dim=4, num_experts=4).Instantiate()
